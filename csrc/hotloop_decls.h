@@ -1,0 +1,101 @@
+/* The C ABI of hotloop: declarations only. cffi parses this very file, so it holds no #include, no #if and no
+   extern "C"; C users include hotloop.h, which adds them.
+
+   Letters in brackets: T seq_len, B batch_size, I input_size, H hidden_size, G gates, S saved arrays a unit.
+   All strides are in elements. A feature stride is always 1. The caller owns every array; nothing is allocated
+   here except the threads of the pool. Weights, biases and gates are in PyTorch's order and layout:
+     RNN   G = 1, S = 0
+     LSTM  G = 4, S = 4   gates i f g o        saved i f g o
+     GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)     */
+
+enum {                            /* what every function returns */
+  HOTLOOP_OK = 0,
+  HOTLOOP_AGAIN = 1,              /* not an error: call again with the same arguments, the cursor has advanced */
+  HOTLOOP_BAD_ARGUMENT = 2,       /* an argument that would corrupt memory */
+  HOTLOOP_TOO_LARGE = 3,          /* a size whose byte count overflows */
+  HOTLOOP_WORKSPACE_TOO_SMALL = 4,
+  HOTLOOP_UNKNOWN_ISA = 5,        /* HOTLOOP_ISA names an instruction set that is unknown or not to be had here */
+  HOTLOOP_PACKED_ELSEWHERE = 6    /* weights packed for another shape, type or instruction set */
+};
+
+enum { HOTLOOP_RNN_TANH = 0, HOTLOOP_RNN_RELU = 1, HOTLOOP_LSTM = 2, HOTLOOP_GRU = 3, HOTLOOP_CELL_COUNT = 4 };
+enum { HOTLOOP_FLOAT32 = 0, HOTLOOP_FLOAT64 = 1, HOTLOOP_DTYPE_COUNT = 2 };
+
+/* One recurrence: one direction of one layer. A call takes an array of these.                                */
+typedef struct {
+  int32_t cell;                   /* HOTLOOP_RNN_TANH ... HOTLOOP_GRU */
+  int32_t dtype;                  /* of every array */
+  int32_t reverse;                /* process x[T-1] first; output[t] stays aligned with x[t] */
+  int32_t reserved;               /* 0 */
+  int64_t seq_len, batch_size, input_size, hidden_size;
+
+  const void *x;                  /* [T,B,I] */
+  int64_t x_stride_t, x_stride_b;
+  const void *weight_ih;          /* [G*H,I] contiguous */
+  const void *weight_hh;          /* [G*H,H] contiguous */
+  const void *bias_ih, *bias_hh;  /* [G*H] or NULL */
+  const void *packed;             /* from hotloop_pack, 64-byte aligned, or NULL: then forward packs into its workspace */
+  const void *h0, *c0;            /* [B,H] contiguous, or NULL for zeros; c0: LSTM only */
+
+  void *output;                   /* [T,B,H] */
+  int64_t output_stride_t, output_stride_b;
+  void *h_n, *c_n;                /* [B,H] contiguous; c_n: LSTM only */
+  void *gates;                    /* [T,B,S*H] contiguous, or NULL in inference; backward only reads it */
+  void *c;                        /* [T,B,H] contiguous, LSTM, or NULL in inference */
+
+  void *workspace;                /* hotloop_forward_workspace bytes, any alignment, kept as it is between AGAIN calls */
+  int64_t workspace_bytes;
+  int64_t cursor;                 /* steps done; 0 to start */
+} hotloop_forward_args;
+
+typedef struct {
+  hotloop_forward_args forward;   /* as forward had it; packed, workspace and cursor are not used */
+
+  const void *grad_output;        /* [T,B,H] or NULL for zeros, as the next two */
+  int64_t grad_output_stride_t, grad_output_stride_b;
+  const void *grad_h_n, *grad_c_n; /* [B,H] contiguous */
+
+  void *grad_x;                   /* [T,B,I], or NULL if not wanted, as the next four */
+  int64_t grad_x_stride_t, grad_x_stride_b;
+  void *grad_weight_ih;           /* [G*H,I] contiguous */
+  void *grad_weight_hh;           /* [G*H,H] contiguous */
+  void *grad_bias_ih, *grad_bias_hh; /* [G*H] */
+  void *grad_h0;                  /* [B,H] contiguous, always written */
+  void *grad_c0;                  /* [B,H] contiguous, LSTM: always written */
+
+  void *workspace;                /* hotloop_backward_workspace bytes, as above */
+  int64_t workspace_bytes;
+  int64_t cursor;                 /* steps done, counted from the last; 0 to start */
+} hotloop_backward_args;
+
+/* Bytes of workspace for one recurrence with that many threads, or -1 where the count overflows. Pointers in
+   args are only compared with NULL. */
+int64_t hotloop_forward_workspace(const hotloop_forward_args *args, int32_t threads);
+int64_t hotloop_backward_workspace(const hotloop_backward_args *args, int32_t threads);
+
+/* Both run `count` recurrences and return OK, AGAIN after some 50 ms of work, or an error. */
+int32_t hotloop_forward(hotloop_forward_args *args, int64_t count, int32_t threads);
+int32_t hotloop_backward(hotloop_backward_args *args, int64_t count, int32_t threads);
+
+/* Weights packed once for many calls: inference. Cell, dtype, sizes and weights of args are read. */
+int64_t hotloop_packed_bytes(const hotloop_forward_args *args);
+int32_t hotloop_pack(const hotloop_forward_args *args, void *packed, int64_t packed_bytes);
+
+/* The instruction set in use, chosen at first use: the best the processor has, or what HOTLOOP_ISA names. NULL if that
+   is unknown. hotloop_isa_at counts through the ones this processor can run, best first, and ends with NULL. */
+const char *hotloop_isa(void);
+const char *hotloop_isa_at(int32_t index);
+int32_t hotloop_use_isa(const char *name); /* no call may be under way; for tests and benchmarks */
+
+int32_t hotloop_processors(void);          /* how many processors this process may run on */
+const char *hotloop_status_string(int32_t status);
+
+/* What the machine can do, for rooflines: `repeats` passes of the fastest loop we know over a buffer (its start rounded
+   up to 64 bytes). Returns the work done, flops for FMA, bytes for READ and COPY, vectors of units for the cells; the
+   caller takes the time. */
+enum { HOTLOOP_PROBE_FMA = 0, HOTLOOP_PROBE_READ = 1, HOTLOOP_PROBE_COPY = 2,
+       HOTLOOP_PROBE_CELL_FORWARD = 3, HOTLOOP_PROBE_CELL_BACKWARD = 4 };
+double hotloop_probe(int32_t probe, int32_t cell, int32_t dtype, void *buffer, int64_t bytes, int64_t repeats);
+
+/* tanh (0) or sigmoid (1) as the cells compute it, elementwise: for the tests of accuracy. */
+int32_t hotloop_activation(int32_t function, int32_t dtype, const void *x, void *result, int64_t count);

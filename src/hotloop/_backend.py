@@ -1,0 +1,202 @@
+"""Which backend runs: native, then numpy, or what HOTLOOP_BACKEND names. The only place that knows them all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module, metadata
+from typing import cast
+
+import numpy as np
+
+from ._contract import Backend, check_threads
+
+ORDER = ("native", "numpy")
+
+_active: Backend | None = None
+_why_not: dict[str, str] = {}  # backend: why it could not be loaded
+_threads: int | None = None
+
+
+def load(name: str) -> Backend:
+    """The backend of that name, or the ImportError that keeps it from loading."""
+    return cast(Backend, import_module(f"hotloop._{name}"))
+
+
+def _choose() -> Backend:
+    wanted = os.environ.get("HOTLOOP_BACKEND", "")
+    if wanted:
+        if wanted not in ORDER:
+            raise ValueError(f"HOTLOOP_BACKEND: expected one of {', '.join(ORDER)}, got {wanted!r}")
+        return load(wanted)
+    for name in ORDER:
+        try:
+            backend = load(name)
+        except ImportError as error:
+            _why_not[name] = str(error)
+            continue
+        if _why_not:
+            warnings.warn(
+                f"hotloop runs on its {name} backend, which is much slower: {_reasons()}", RuntimeWarning, stacklevel=3
+            )
+        return backend
+    raise AssertionError("the numpy backend always loads")
+
+
+def _reasons() -> str:
+    return "; ".join(f"{name} is not in use: {why}" for name, why in _why_not.items())
+
+
+def active() -> Backend:
+    """The backend in use; chosen when hotloop is imported."""
+    global _active
+    if _active is None:
+        _active = _choose()
+    return _active
+
+
+def use(name: str) -> Callable[[], None]:
+    """Switch the process to a backend (for tests and benchmarks). Returns a function that switches back."""
+    global _active
+    before, _active = active(), load(name)
+
+    def restore() -> None:
+        global _active
+        _active = before
+
+    return restore
+
+
+def processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call uses unless it is given `threads=`.
+
+    At first the value of HOTLOOP_NUM_THREADS, or else the number of processors this process may run on. Small calls
+    run on one thread however many are allowed.
+
+    Examples
+    --------
+    >>> import hotloop
+    >>> hotloop.get_num_threads() >= 1
+    True
+    """
+    global _threads
+    if _threads is None:
+        text = os.environ.get("HOTLOOP_NUM_THREADS", "")
+        if text and not text.isdecimal():
+            raise ValueError(f"HOTLOOP_NUM_THREADS: expected an integer >= 1, got {text!r}")
+        _threads = check_threads(int(text), "HOTLOOP_NUM_THREADS") if text else processors()
+    return _threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads a call uses unless it is given `threads=`.
+
+    Parameters
+    ----------
+    threads : int
+        At least 1. A call never uses more threads than the process may run on. The results do not depend on it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `threads` is not an integer, or below 1.
+
+    Examples
+    --------
+    >>> import hotloop
+    >>> before = hotloop.get_num_threads()
+    >>> hotloop.set_num_threads(1)
+    >>> hotloop.get_num_threads()
+    1
+    >>> hotloop.set_num_threads(before)
+    """
+    global _threads
+    _threads = check_threads(threads)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `info()` returns; printed, one line a field."""
+
+    version: str
+    backend: str
+    variant: str
+    isas: tuple[str, ...]
+    threads: int
+    processors: int
+    not_in_use: dict[str, str]
+    python: str
+    numpy: str
+    processor: str
+    platform: str
+
+    def __str__(self) -> str:
+        width = max(len(f.name) for f in fields(self))
+        lines = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, dict):
+                value = "; ".join(f"{name}: {why}" for name, why in value.items()) or "-"
+            elif isinstance(value, tuple):
+                value = ", ".join(value) or "-"
+            lines.append(f"{f.name.replace('_', ' '):<{width}}  {value}")
+        return "\n".join(lines)
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def info() -> Info:
+    """Return what hotloop runs on: backend, instruction set, threads, versions, and why a better backend is not in use.
+
+    Returns
+    -------
+    Info
+        A dataclass with the fields `version`, `backend` ("native" or "numpy"), `variant` (the instruction set),
+        `isas` (those this processor can run, best first), `threads`, `processors`, `not_in_use` (a dict from a
+        better backend to the reason it is not in use), `python`, `numpy`, `processor` and `platform`. `print` shows it
+        as a table.
+
+    Examples
+    --------
+    >>> import hotloop
+    >>> hotloop.info().backend in ("native", "numpy")
+    True
+    """
+    backend = active()
+    reasons = dict(_why_not)
+    wanted = os.environ.get("HOTLOOP_BACKEND", "")
+    if wanted and wanted != ORDER[0] and backend.NAME == wanted:
+        reasons[ORDER[0]] = f"HOTLOOP_BACKEND={wanted}"
+    return Info(
+        version=metadata.version("hotloop"),
+        backend=backend.NAME,
+        variant=backend.description(),
+        isas=tuple(getattr(backend, "isas", tuple)()),
+        threads=get_num_threads(),
+        processors=processors(),
+        not_in_use=reasons,
+        python=sys.version.split()[0],
+        numpy=np.__version__,
+        processor=_processor_name(),
+        platform=platform.platform(),
+    )

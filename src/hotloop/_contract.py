@@ -1,0 +1,359 @@
+"""What a call may be given and what it gives back: every check, every message, every allocation of results.
+
+Backends trust what is checked here. Sequences reach them time-major as views ([T, B, *]; batch_first is only another
+pair of strides), states as contiguous [B, H].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The constants in which the cells differ; equations are in `_cells` and csrc/kernels/cells.h."""
+
+    name: str
+    gates: int  # row blocks of weight_ih and weight_hh
+    saved: int  # arrays a unit that backward needs beside the output (and c)
+    has_c: bool
+
+
+RNN_TANH = Cell("rnn_tanh", gates=1, saved=0, has_c=False)
+RNN_RELU = Cell("rnn_relu", gates=1, saved=0, has_c=False)
+LSTM = Cell("lstm", gates=4, saved=4, has_c=True)
+GRU = Cell("gru", gates=3, saved=4, has_c=False)
+CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters of one recurrence, checked and contiguous; biases may be absent."""
+
+    cell: Cell
+    weight_ih: Array  # [G*H, I]
+    weight_hh: Array  # [G*H, H]
+    bias_ih: Array | None  # [G*H]
+    bias_hh: Array | None  # [G*H]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.weight_ih.dtype
+
+    @property
+    def input_size(self) -> int:
+        return int(self.weight_ih.shape[1])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.weight_hh.shape[1])
+
+
+@dataclass(slots=True)
+class Forward:
+    """One recurrence over one batch. `gates` and `c` are there when training: backward reads them."""
+
+    weights: Weights
+    packed: Any  # what the backend's pack() made of the weights, or None
+    reverse: bool
+    threads: int
+    x: Array  # [T, B, I]
+    h0: Array | None  # [B, H]
+    c0: Array | None  # [B, H]
+    output: Array  # [T, B, H]
+    h_n: Array  # [B, H]
+    c_n: Array | None  # [B, H]
+    gates: Array | None  # [T, B, S*H]
+    c: Array | None  # [T, B, H]
+
+    @property
+    def cell(self) -> Cell:
+        return self.weights.cell
+
+
+@dataclass(slots=True)
+class Backward:
+    """Gradients of one recurrence. Absent upstream gradients count as zero; absent results are not wanted."""
+
+    forward: Forward
+    grad_output: Array | None  # [T, B, H]
+    grad_h_n: Array | None  # [B, H]
+    grad_c_n: Array | None  # [B, H]
+    grad_x: Array | None  # [T, B, I]
+    grad_weight_ih: Array | None
+    grad_weight_hh: Array | None
+    grad_bias_ih: Array | None
+    grad_bias_hh: Array | None
+    grad_h0: Array  # [B, H]
+    grad_c0: Array | None  # [B, H]
+
+
+class Backend(Protocol):
+    """A module that fills arrays it is given: it does not check, allocate results or choose names."""
+
+    NAME: str
+
+    def forward(self, args: Forward) -> None:
+        """Fill output, h_n and, where present, c_n, gates and c."""
+
+    def backward(self, args: Backward) -> None:
+        """Fill every gradient that is present; read only what forward saved."""
+
+    def pack(self, weights: Weights) -> Any:
+        """Prepare weights for many inference calls; None where there is nothing to prepare."""
+
+    def description(self) -> str:
+        """One word on the variant in use, e.g. the instruction set."""
+
+
+class Gradients(NamedTuple):
+    """Gradients of an RNN or GRU call; None where an argument was absent or is not in `wrt`."""
+
+    x: Array | None
+    weight_ih: Array | None
+    weight_hh: Array | None
+    bias_ih: Array | None
+    bias_hh: Array | None
+    h0: Array | None
+
+
+class LSTMGradients(NamedTuple):
+    """Gradients of an LSTM call; None where an argument was absent or is not in `wrt`."""
+
+    x: Array | None
+    weight_ih: Array | None
+    weight_hh: Array | None
+    bias_ih: Array | None
+    bias_hh: Array | None
+    h0: Array | None
+    c0: Array | None
+
+
+def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
+    """`value` as an aligned native array of `dtype` (float32 or float64 where None), without a copy where possible."""
+    if type(value) is not np.ndarray:
+        if getattr(value, "requires_grad", False):
+            raise TypeError(f"{name}: expected an array without gradient tracking, got a tensor that requires grad; "
+                            f"pass {name}.detach()")  # fmt: skip
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from error
+    if value.dtype != dtype:
+        if dtype is None:
+            if value.dtype not in DTYPES:
+                raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
+        else:
+            raise TypeError(f"{name}: expected {dtype} (the dtype of weight_ih), got {value.dtype}")
+    return value if value.flags.aligned else value.copy()
+
+
+def _with_unit_feature_stride(array: Array) -> Array:
+    """Time and batch may have any stride that is a whole number of elements; features lie side by side."""
+    size = array.itemsize
+    if (array.strides[2] == size or array.shape[2] <= 1) and not (array.strides[0] % size or array.strides[1] % size):
+        return array
+    return np.ascontiguousarray(array)
+
+
+def _expect(name: str, array: Array, rule: str, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {rule} = {shape}, got {array.shape}")
+
+
+def check_weights(cell: Cell, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Weights:
+    weight_ih = as_array("weight_ih", weight_ih)
+    dtype = weight_ih.dtype
+    weight_hh = as_array("weight_hh", weight_hh, dtype)
+    gates = cell.gates
+    rows = f"{gates}*hidden_size" if gates > 1 else "hidden_size"
+    for name, weight, columns in (("weight_ih", weight_ih, "input_size"), ("weight_hh", weight_hh, "hidden_size")):
+        if weight.ndim != 2:
+            raise ValueError(f"{name}: expected 2 dimensions ({rows}, {columns}), got {weight.ndim} {weight.shape}")
+    hidden_size = weight_hh.shape[1]
+    if hidden_size < 1:
+        raise ValueError(f"weight_hh: expected hidden_size >= 1, got shape {weight_hh.shape}")
+    if weight_ih.shape[1] < 1:
+        raise ValueError(f"weight_ih: expected input_size >= 1, got shape {weight_ih.shape}")
+    _expect("weight_hh", weight_hh, f"({rows}, hidden_size)", (gates * hidden_size, hidden_size))
+    _expect("weight_ih", weight_ih, f"({rows}, input_size)", (gates * hidden_size, weight_ih.shape[1]))
+    biases: list[Array | None] = []
+    for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if bias is not None:
+            bias = as_array(name, bias, dtype)
+            _expect(name, bias, f"({rows},)", (gates * hidden_size,))
+            bias = np.ascontiguousarray(bias)
+        biases.append(bias)
+    return Weights(cell, np.ascontiguousarray(weight_ih), np.ascontiguousarray(weight_hh), *biases)
+
+
+def check_threads(threads: Any, name: str = "threads") -> int:
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer >= 1, got {threads!r}")
+    if threads < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {threads}")
+    return min(int(threads), 1024)
+
+
+def _check_state(name: str, state: Any, weights: Weights, batch_size: int, unbatched: bool) -> Array | None:
+    if state is None:
+        return None
+    array = as_array(name, state, weights.dtype)
+    hidden_size = weights.hidden_size
+    if unbatched:
+        _expect(name, array, "(hidden_size,)", (hidden_size,))
+        array = array[np.newaxis]
+    else:
+        _expect(name, array, "(batch_size, hidden_size)", (batch_size, hidden_size))
+    return np.ascontiguousarray(array)
+
+
+class Layout(NamedTuple):
+    """How the caller's sequences lie; backends only ever see [T, B, *]."""
+
+    batch_first: bool
+    unbatched: bool
+
+    def time_major(self, array: Array) -> Array:
+        if self.unbatched:
+            return array[:, np.newaxis]
+        return array.transpose(1, 0, 2) if self.batch_first else array
+
+    def empty_sequence(self, seq_len: int, batch_size: int, features: int, dtype: np.dtype[Any]) -> Array:
+        """A new sequence in the caller's layout."""
+        if self.unbatched:
+            return np.empty((seq_len, features), dtype)
+        return np.empty((batch_size, seq_len, features) if self.batch_first else (seq_len, batch_size, features), dtype)
+
+    def state(self, array: Array) -> Array:
+        return array[0] if self.unbatched else array
+
+
+def check_forward(
+    weights: Weights,
+    x: Any,
+    h0: Any,
+    c0: Any,
+    *,
+    batch_first: bool,
+    reverse: bool,
+    lengths: Any,
+    resets: Any,
+    threads: int,
+    training: bool,
+    packed: Any = None,
+) -> tuple[Forward, Array, Layout]:
+    """Check a call and allocate its results. Returns the backend's arguments, the output as the caller sees it
+    and the layout of the caller's sequences.
+    """  # fmt: skip
+    if lengths is not None:
+        raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
+    if resets is not None:
+        raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
+    x = as_array("x", x, weights.dtype)
+    layout = Layout(bool(batch_first), x.ndim == 2)
+    if x.ndim not in (2, 3):
+        dims = "(batch_size, seq_len, input_size)" if batch_first else "(seq_len, batch_size, input_size)"
+        raise ValueError(f"x: expected {dims} or (seq_len, input_size), got {x.ndim} dimensions {x.shape}")
+    x = layout.time_major(x)
+    seq_len, batch_size, input_size = x.shape
+    if input_size != weights.input_size:
+        raise ValueError(f"x: expected input_size = {weights.input_size} (columns of weight_ih), got {input_size}")
+    if seq_len < 1:
+        raise ValueError(f"x: expected seq_len >= 1, got {seq_len}")
+    cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
+    h0 = _check_state("h0", h0, weights, batch_size, layout.unbatched)
+    c0 = _check_state("c0", c0, weights, batch_size, layout.unbatched)
+    output = layout.empty_sequence(seq_len, batch_size, hidden_size, dtype)
+    state = (batch_size, hidden_size)
+    args = Forward(
+        weights=weights,
+        packed=packed,
+        reverse=bool(reverse),
+        threads=threads,
+        x=_with_unit_feature_stride(x),
+        h0=h0,
+        c0=c0,
+        output=layout.time_major(output),
+        h_n=np.empty(state, dtype),
+        c_n=np.empty(state, dtype) if cell.has_c else None,
+        gates=np.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if training and cell.saved else None,
+        c=np.empty((seq_len, batch_size, hidden_size), dtype) if training and cell.has_c else None,
+    )
+    return args, output, layout
+
+
+def check_backward(
+    forward: Forward, layout: Layout, grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None
+) -> tuple[Backward, Array | None]:
+    """Check upstream gradients and allocate the others. Returns the backend's arguments and grad_x as the caller
+    sees it.
+    """  # fmt: skip
+    weights = forward.weights
+    names = LSTMGradients._fields if weights.cell.has_c else Gradients._fields
+    if wrt is None:
+        wanted = frozenset(names)
+    else:
+        wanted = frozenset((wrt,) if isinstance(wrt, str) else wrt)
+        if not wanted <= set(names):
+            raise ValueError(f"wrt: expected names among {names}, got {sorted(wanted - set(names))}")
+    seq_len, batch_size, input_size = forward.x.shape
+    hidden_size, dtype = weights.hidden_size, weights.dtype
+    if grad_output is not None:
+        grad_output = as_array("grad_output", grad_output, dtype)
+        shape = (seq_len, batch_size, hidden_size)
+        rule = "(seq_len, batch_size, hidden_size)"
+        if layout.unbatched:
+            shape, rule = (seq_len, hidden_size), "(seq_len, hidden_size)"
+        elif layout.batch_first:
+            shape, rule = (batch_size, seq_len, hidden_size), "(batch_size, seq_len, hidden_size)"
+        _expect("grad_output", grad_output, rule, shape)
+        grad_output = _with_unit_feature_stride(layout.time_major(grad_output))
+    grad_h_n = _check_state("grad_h_n", grad_h_n, weights, batch_size, layout.unbatched)
+    grad_c_n = _check_state("grad_c_n", grad_c_n, weights, batch_size, layout.unbatched)
+    grad_x = layout.empty_sequence(seq_len, batch_size, input_size, dtype) if "x" in wanted else None
+
+    def like(name: str, array: Array | None) -> Array | None:
+        return np.empty_like(array) if array is not None and name in wanted else None
+
+    args = Backward(
+        forward=forward,
+        grad_output=grad_output,
+        grad_h_n=grad_h_n,
+        grad_c_n=grad_c_n,
+        grad_x=None if grad_x is None else layout.time_major(grad_x),
+        grad_weight_ih=like("weight_ih", weights.weight_ih),
+        grad_weight_hh=like("weight_hh", weights.weight_hh),
+        grad_bias_ih=like("bias_ih", weights.bias_ih),
+        grad_bias_hh=like("bias_hh", weights.bias_hh),
+        grad_h0=np.empty((batch_size, hidden_size), dtype),
+        grad_c0=np.empty((batch_size, hidden_size), dtype) if weights.cell.has_c else None,
+    )
+    return args, grad_x
+
+
+def gradients(args: Backward, grad_x: Array | None, layout: Layout, wrt: Iterable[str] | None) -> Any:
+    """The named tuple that vjp returns."""
+    wanted = None if wrt is None else {wrt} if isinstance(wrt, str) else set(wrt)
+
+    def state(name: str, array: Array | None) -> Array | None:
+        return None if array is None or (wanted is not None and name not in wanted) else layout.state(array)
+
+    common = (
+        grad_x,
+        args.grad_weight_ih,
+        args.grad_weight_hh,
+        args.grad_bias_ih,
+        args.grad_bias_hh,
+        state("h0", args.grad_h0),
+    )
+    return LSTMGradients(*common, state("c0", args.grad_c0)) if args.forward.cell.has_c else Gradients(*common)

@@ -1,0 +1,123 @@
+"""The specification: what every backend computes, readable first. It is also the backend of last resort.
+
+One driver for all cells; what differs between them is in `_cells`. It is itself checked by finite differences in
+float64 and by torch. Where a faster backend disagrees with it, the faster backend is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from . import _cells
+from ._contract import GRU, LSTM, RNN_RELU, Array, Backward, Forward, Weights
+
+NAME = "numpy"
+
+
+def description() -> str:
+    return f"numpy {np.__version__}"
+
+
+def pack(weights: Weights) -> None:
+    """Nothing is prepared: np.matmul reads the weights as they are."""
+
+
+def sigmoid(a: Array) -> Array:
+    """1 / (1 + exp(-a)), exact in relative terms in both tails, and without overflow."""
+    e = np.exp(-np.abs(a))
+    return np.asarray(np.where(a >= 0, 1, e) / (1 + e), a.dtype)
+
+
+def _order(forward: Forward) -> Iterable[int]:
+    """Time indices in the order of processing."""
+    seq_len = len(forward.x)
+    return range(seq_len - 1, -1, -1) if forward.reverse else range(seq_len)
+
+
+def _bias(bias: Array | None) -> Any:
+    return 0 if bias is None else bias
+
+
+def forward(args: Forward) -> None:
+    w, cell = args.weights, args.cell
+    h = np.zeros_like(args.h_n) if args.h0 is None else args.h0
+    c = None if args.c_n is None else np.zeros_like(args.c_n) if args.c0 is None else args.c0
+    for t in _order(args):
+        x_share = args.x[t] @ w.weight_ih.T + _bias(w.bias_ih)  # [B, G*H]
+        h_share = h @ w.weight_hh.T + _bias(w.bias_hh)
+        saved: tuple[Array, ...] = ()
+        if cell is LSTM:
+            *saved_list, c, h = _cells.lstm_forward(*np.split(x_share + h_share, 4, axis=1), c, np.tanh, sigmoid)
+            saved = tuple(saved_list)
+            if args.c is not None:
+                args.c[t] = c
+        elif cell is GRU:
+            x_r, x_z, x_n = np.split(x_share, 3, axis=1)
+            h_r, h_z, q = np.split(h_share, 3, axis=1)
+            r, z, n, h = _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, np.tanh, sigmoid)
+            saved = (r, z, n, q)
+        elif cell is RNN_RELU:
+            h = _cells.rnn_relu_forward(x_share + h_share)
+        else:
+            h = _cells.rnn_tanh_forward(x_share + h_share, np.tanh)
+        args.output[t] = h
+        if args.gates is not None:
+            np.concatenate(saved, axis=1, out=args.gates[t])
+    args.h_n[...] = h
+    if args.c_n is not None:
+        args.c_n[...] = c
+
+
+def backward(args: Backward) -> None:
+    fwd, w, cell = args.forward, args.forward.weights, args.forward.cell
+    wanted = (args.grad_x, args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh)
+    for gradient in wanted:
+        if gradient is not None:
+            gradient[...] = 0
+    zeros = np.zeros_like(fwd.h_n)
+    h0 = zeros if fwd.h0 is None else fwd.h0
+    c0 = zeros if fwd.c0 is None else fwd.c0
+    dh = zeros if args.grad_h_n is None else args.grad_h_n
+    dc = zeros if args.grad_c_n is None else args.grad_c_n
+    order = list(_order(fwd))
+    for step in range(len(order) - 1, -1, -1):
+        t = order[step]
+        before = order[step - 1] if step else None
+        h, h_prev = fwd.output[t], h0 if before is None else fwd.output[before]
+        if args.grad_output is not None:
+            dh = dh + args.grad_output[t]
+        dh_direct: Any = 0  # what reaches h_prev without passing weight_hh
+        if cell is LSTM:
+            assert fwd.gates is not None
+            assert fwd.c is not None
+            i, f, g, o = np.split(fwd.gates[t], 4, axis=1)
+            c_prev = c0 if before is None else fwd.c[before]
+            *da, dc = _cells.lstm_backward(i, f, g, o, c_prev, fwd.c[t], dh, dc, np.tanh)
+            dx_share = dh_share = np.concatenate(da, axis=1)  # [B, G*H], of x_share and h_share
+        elif cell is GRU:
+            assert fwd.gates is not None
+            r, z, n, q = np.split(fwd.gates[t], 4, axis=1)
+            da_r, da_z, dx_n, dq, dh_direct = _cells.gru_backward(r, z, n, q, h_prev, dh)
+            dx_share = np.concatenate((da_r, da_z, dx_n), axis=1)
+            dh_share = np.concatenate((da_r, da_z, dq), axis=1)
+        elif cell is RNN_RELU:
+            dx_share = dh_share = _cells.rnn_relu_backward(h, dh)
+        else:
+            dx_share = dh_share = _cells.rnn_tanh_backward(h, dh)
+        dh = dh_share @ w.weight_hh + dh_direct
+        if args.grad_x is not None:
+            args.grad_x[t] = dx_share @ w.weight_ih
+        if args.grad_weight_ih is not None:
+            args.grad_weight_ih += dx_share.T @ fwd.x[t]
+        if args.grad_weight_hh is not None:
+            args.grad_weight_hh += dh_share.T @ h_prev
+        if args.grad_bias_ih is not None:
+            args.grad_bias_ih += dx_share.sum(axis=0)
+        if args.grad_bias_hh is not None:
+            args.grad_bias_hh += dh_share.sum(axis=0)
+    args.grad_h0[...] = dh
+    if args.grad_c0 is not None:
+        args.grad_c0[...] = dc

@@ -1,0 +1,519 @@
+"""Whole sequences as functions: rnn, lstm, gru for inference; rnn_vjp, lstm_vjp, gru_vjp for training.
+
+Names, defaults, gate order and shapes are those of torch.nn.RNN, LSTM and GRU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import _backend
+from ._contract import (
+    GRU,
+    LSTM,
+    RNN_RELU,
+    RNN_TANH,
+    Array,
+    Cell,
+    Forward,
+    Gradients,
+    Layout,
+    LSTMGradients,
+    check_backward,
+    check_forward,
+    check_threads,
+    check_weights,
+    gradients,
+)
+
+
+def _run(
+    cell: Cell,
+    x: Any,
+    weights: tuple[Any, Any, Any, Any],
+    h0: Any,
+    c0: Any,
+    *,
+    training: bool,
+    batch_first: bool,
+    reverse: bool,
+    lengths: Any,
+    resets: Any,
+    threads: int | None,
+) -> tuple[Forward, Array, Layout]:
+    args, output, layout = check_forward(
+        check_weights(cell, *weights),
+        x,
+        h0,
+        c0,
+        batch_first=batch_first,
+        reverse=reverse,
+        lengths=lengths,
+        resets=resets,
+        threads=_backend.get_num_threads() if threads is None else check_threads(threads),
+        training=training,
+    )
+    _backend.active().forward(args)
+    return args, output, layout
+
+
+def _vjp(args: Forward, output: Array, layout: Layout) -> Callable[..., Any]:
+    """The backward function of a finished training forward; may be called any number of times."""
+    output.flags.writeable = False  # backward reads it: a write in between would silently give wrong gradients
+    backend = _backend.active()
+
+    def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> Any:
+        wanted = None if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        back, grad_x = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wanted)
+        backend.backward(back)
+        return gradients(back, grad_x, layout, wanted)
+
+    if args.cell.has_c:
+
+        def vjp(
+            grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
+        ) -> LSTMGradients:
+            result: LSTMGradients = run(grad_output, grad_h_n, grad_c_n, wrt)
+            return result
+
+        return vjp
+
+    def vjp_without_c(
+        grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None
+    ) -> Gradients:
+        result: Gradients = run(grad_output, grad_h_n, None, wrt)
+        return result
+
+    return vjp_without_c
+
+
+def _rnn_cell(nonlinearity: str) -> Cell:
+    cells = {"tanh": RNN_TANH, "relu": RNN_RELU}
+    if nonlinearity not in cells:
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    return cells[nonlinearity]
+
+
+def _gru_cell(reset_after: bool) -> Cell:
+    if not reset_after:
+        raise NotImplementedError("reset_after: the form that resets before the product is not implemented yet")
+    return GRU
+
+
+def lstm(
+    x: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    h0: Any = None,
+    c0: Any = None,
+    *,
+    batch_first: bool = False,
+    reverse: bool = False,
+    lengths: Any = None,
+    resets: Any = None,
+    threads: int | None = None,
+) -> tuple[Array, tuple[Array, Array]]:
+    r"""Run an LSTM over whole sequences, for inference.
+
+    .. code-block:: text
+
+        i = sigmoid(x W_ii' + b_ii + h W_hi' + b_hi)        c' = f * c + i * g
+        f = sigmoid(x W_if' + b_if + h W_hf' + b_hf)        h' = o * tanh(c')
+        g =    tanh(x W_ig' + b_ig + h W_hg' + b_hg)
+        o = sigmoid(x W_io' + b_io + h W_ho' + b_ho)
+
+    The equations are those of torch.nn.LSTM: the LSTM with a forget gate of Gers, Schmidhuber and Cummins,
+    "Learning to Forget" (2000), without peepholes.
+
+    Parameters
+    ----------
+    x : array (seq_len, batch_size, input_size)
+        (batch_size, seq_len, input_size) with `batch_first`, (seq_len, input_size) for one unbatched sequence.
+        Any strides; only a feature stride other than 1 costs a copy.
+    weight_ih : array (4*hidden_size, input_size)
+        Rows in gate order i, f, g, o. Its dtype, float32 or float64, is that of the call.
+    weight_hh : array (4*hidden_size, hidden_size)
+    bias_ih, bias_hh : array (4*hidden_size,), optional
+    h0, c0 : array (batch_size, hidden_size), optional
+        Initial states, zero by default; (hidden_size,) if `x` is unbatched.
+    batch_first : bool
+        The layout of `x` and of `output`; both are copy-free.
+    reverse : bool
+        Start at the last step. `output[t]` stays aligned with `x[t]`.
+    lengths, resets
+        Not implemented yet.
+    threads : int, optional
+        At most this many threads; `get_num_threads()` by default. The result does not depend on it.
+
+    Returns
+    -------
+    output : array (seq_len, batch_size, hidden_size)
+        h of every step, in the layout of `x`.
+    (h_n, c_n) : arrays (batch_size, hidden_size)
+        The states after the step processed last.
+
+    Raises
+    ------
+    TypeError
+        A dtype other than float32 or float64, or two dtypes in one call.
+    ValueError
+        A shape that does not fit; the message names the argument, the rule and both shapes.
+    NotImplementedError
+        `lengths` or `resets` is given.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 8, 40), dtype=np.float32)
+    >>> weight_ih = 0.1 * rng.standard_normal((4 * 32, 40), dtype=np.float32)
+    >>> weight_hh = 0.1 * rng.standard_normal((4 * 32, 32), dtype=np.float32)
+    >>> output, (h_n, c_n) = hotloop.lstm(x, weight_ih, weight_hh)
+    >>> output.shape, h_n.shape, c_n.shape
+    ((100, 8, 32), (8, 32), (8, 32))
+    >>> bool((output[-1] == h_n).all())
+    True
+    """
+    args, output, layout = _run(
+        LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=False, batch_first=batch_first,
+        reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+    )  # fmt: skip
+    assert args.c_n is not None
+    return output, (layout.state(args.h_n), layout.state(args.c_n))
+
+
+def lstm_vjp(
+    x: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    h0: Any = None,
+    c0: Any = None,
+    *,
+    batch_first: bool = False,
+    reverse: bool = False,
+    lengths: Any = None,
+    resets: Any = None,
+    threads: int | None = None,
+) -> tuple[tuple[Array, tuple[Array, Array]], Callable[..., LSTMGradients]]:
+    """Run an LSTM over whole sequences, and return what backpropagation through time needs.
+
+    Equations, parameters and errors are those of `lstm`.
+
+    Returns
+    -------
+    (output, (h_n, c_n))
+        As from `lstm`, bit for bit. `output` is read-only, because `vjp` reads it.
+    vjp : callable
+        ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LSTMGradients``: the vector-Jacobian
+        product. Upstream gradients have the shapes of the results; absent ones count as zero. The result is a named
+        tuple (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0): gradients of absent biases are None, those of h0 and
+        c0 are always there; `wrt`, an iterable of these names, skips what it does not name (None). It may be called
+        any number of times. `x` and the weights are not copied: do not change them before the last call.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 8, 40))
+    >>> weight_ih, weight_hh = rng.standard_normal((128, 40)) / 8, rng.standard_normal((128, 32)) / 8
+    >>> (output, (h_n, c_n)), vjp = hotloop.lstm_vjp(x, weight_ih, weight_hh)
+    >>> grads = vjp(grad_output=np.ones_like(output))
+    >>> grads.x.shape, grads.weight_hh.shape, grads.bias_ih, grads.c0.shape
+    ((100, 8, 40), (128, 32), None, (8, 32))
+    """
+    args, output, layout = _run(
+        LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=True, batch_first=batch_first,
+        reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+    )  # fmt: skip
+    assert args.c_n is not None
+    vjp = _vjp(args, output, layout)
+    return (output, (layout.state(args.h_n), layout.state(args.c_n))), vjp
+
+
+def gru(
+    x: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    h0: Any = None,
+    *,
+    reset_after: bool = True,
+    batch_first: bool = False,
+    reverse: bool = False,
+    lengths: Any = None,
+    resets: Any = None,
+    threads: int | None = None,
+) -> tuple[Array, Array]:
+    """Run a GRU over whole sequences, for inference.
+
+    .. code-block:: text
+
+        r = sigmoid(x W_ir' + b_ir + h W_hr' + b_hr)
+        z = sigmoid(x W_iz' + b_iz + h W_hz' + b_hz)
+        n =    tanh(x W_in' + b_in + r * (h W_hn' + b_hn))
+        h' = (1 - z) * n + z * h
+
+    The equations are those of torch.nn.GRU: Cho et al., "Learning Phrase Representations" (2014), with the reset
+    applied after the matrix product, as in cuDNN and Keras' default.
+
+    Parameters
+    ----------
+    x : array (seq_len, batch_size, input_size)
+        (batch_size, seq_len, input_size) with `batch_first`, (seq_len, input_size) for one unbatched sequence.
+    weight_ih : array (3*hidden_size, input_size)
+        Rows in gate order r, z, n. Its dtype, float32 or float64, is that of the call.
+    weight_hh : array (3*hidden_size, hidden_size)
+    bias_ih, bias_hh : array (3*hidden_size,), optional
+    h0 : array (batch_size, hidden_size), optional
+        Initial state, zero by default; (hidden_size,) if `x` is unbatched.
+    reset_after : bool
+        Must be True: the form that resets before the product is not implemented yet.
+    batch_first, reverse, lengths, resets, threads
+        As in `lstm`.
+
+    Returns
+    -------
+    output : array (seq_len, batch_size, hidden_size)
+        h of every step, in the layout of `x`.
+    h_n : array (batch_size, hidden_size)
+        The state after the step processed last.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `lstm`.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 8, 40))
+    >>> weight_ih, weight_hh = rng.standard_normal((96, 40)) / 8, rng.standard_normal((96, 32)) / 8
+    >>> output, h_n = hotloop.gru(x, weight_ih, weight_hh)
+    >>> output.shape, h_n.shape
+    ((100, 8, 32), (8, 32))
+    """
+    args, output, layout = _run(
+        _gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+    )  # fmt: skip
+    return output, layout.state(args.h_n)
+
+
+def gru_vjp(
+    x: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    h0: Any = None,
+    *,
+    reset_after: bool = True,
+    batch_first: bool = False,
+    reverse: bool = False,
+    lengths: Any = None,
+    resets: Any = None,
+    threads: int | None = None,
+) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
+    """Run a GRU over whole sequences, and return what backpropagation through time needs.
+
+    Equations, parameters and errors are those of `gru`.
+
+    Returns
+    -------
+    (output, h_n)
+        As from `gru`, bit for bit. `output` is read-only, because `vjp` reads it.
+    vjp : callable
+        ``vjp(grad_output=None, grad_h_n=None, *, wrt=None) -> Gradients``, a named tuple (x, weight_ih, weight_hh,
+        bias_ih, bias_hh, h0); otherwise as from `lstm_vjp`.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 8, 40))
+    >>> weight_ih, weight_hh = rng.standard_normal((96, 40)) / 8, rng.standard_normal((96, 32)) / 8
+    >>> (output, h_n), vjp = hotloop.gru_vjp(x, weight_ih, weight_hh)
+    >>> vjp(grad_h_n=np.ones_like(h_n), wrt=["weight_hh"]).weight_hh.shape
+    (96, 32)
+    """
+    args, output, layout = _run(
+        _gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+    )  # fmt: skip
+    return (output, layout.state(args.h_n)), _vjp(args, output, layout)
+
+
+def rnn(
+    x: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    h0: Any = None,
+    *,
+    nonlinearity: str = "tanh",
+    batch_first: bool = False,
+    reverse: bool = False,
+    lengths: Any = None,
+    resets: Any = None,
+    threads: int | None = None,
+) -> tuple[Array, Array]:
+    """Run a vanilla RNN over whole sequences, for inference.
+
+    .. code-block:: text
+
+        h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh)          or relu in the place of tanh
+
+    The equation is that of torch.nn.RNN: Elman, "Finding Structure in Time" (1990).
+
+    Parameters
+    ----------
+    x : array (seq_len, batch_size, input_size)
+        (batch_size, seq_len, input_size) with `batch_first`, (seq_len, input_size) for one unbatched sequence.
+    weight_ih : array (hidden_size, input_size)
+        Its dtype, float32 or float64, is that of the call.
+    weight_hh : array (hidden_size, hidden_size)
+    bias_ih, bias_hh : array (hidden_size,), optional
+    h0 : array (batch_size, hidden_size), optional
+        Initial state, zero by default; (hidden_size,) if `x` is unbatched.
+    nonlinearity : {"tanh", "relu"}
+    batch_first, reverse, lengths, resets, threads
+        As in `lstm`.
+
+    Returns
+    -------
+    output : array (seq_len, batch_size, hidden_size)
+        h of every step, in the layout of `x`.
+    h_n : array (batch_size, hidden_size)
+        The state after the step processed last.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `lstm`.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 40))
+    >>> weight_ih, weight_hh = rng.standard_normal((32, 40)) / 8, rng.standard_normal((32, 32)) / 8
+    >>> output, h_n = hotloop.rnn(x, weight_ih, weight_hh, nonlinearity="relu")
+    >>> output.shape, h_n.shape
+    ((100, 32), (32,))
+    """
+    args, output, layout = _run(
+        _rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+    )  # fmt: skip
+    return output, layout.state(args.h_n)
+
+
+def rnn_vjp(
+    x: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    h0: Any = None,
+    *,
+    nonlinearity: str = "tanh",
+    batch_first: bool = False,
+    reverse: bool = False,
+    lengths: Any = None,
+    resets: Any = None,
+    threads: int | None = None,
+) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
+    """Run a vanilla RNN over whole sequences, and return what backpropagation through time needs.
+
+    Equations, parameters and errors are those of `rnn`.
+
+    Returns
+    -------
+    (output, h_n)
+        As from `rnn`, bit for bit. `output` is read-only, because `vjp` reads it.
+    vjp : callable
+        ``vjp(grad_output=None, grad_h_n=None, *, wrt=None) -> Gradients``; as from `gru_vjp`.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 40))
+    >>> weight_ih, weight_hh = rng.standard_normal((32, 40)) / 8, rng.standard_normal((32, 32)) / 8
+    >>> (output, h_n), vjp = hotloop.rnn_vjp(x, weight_ih, weight_hh)
+    >>> vjp(grad_output=np.ones_like(output)).x.shape
+    (100, 40)
+    """
+    args, output, layout = _run(
+        _rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+    )  # fmt: skip
+    return (output, layout.state(args.h_n)), _vjp(args, output, layout)
+
+
+def clip_grad_norm_(
+    grads: Array | Mapping[str, Any] | Iterable[Any], max_norm: float, *, error_if_nonfinite: bool = False
+) -> float:
+    """Scale gradients in place so that their norm, taken over all of them together, is at most `max_norm`.
+
+    Equivalent to torch.nn.utils.clip_grad_norm_ with the 2-norm (Pascanu, Mikolov, Bengio, "On the difficulty of
+    training recurrent neural networks", 2013): scale = min(1, max_norm / (norm + 1e-6)).
+
+    Parameters
+    ----------
+    grads : array, mapping or iterable of arrays
+        E.g. what `vjp` returns, or a dict of all the gradients of a model. None is passed over.
+    max_norm : float
+        At least 0.
+    error_if_nonfinite : bool
+        Raise where the norm is NaN or infinite; otherwise the gradients become NaN or zero, as in torch.
+
+    Returns
+    -------
+    float
+        The norm before clipping, summed in float64.
+
+    Raises
+    ------
+    TypeError
+        A gradient that is no writable float32 or float64 array.
+    ValueError
+        A negative `max_norm`; a norm that is not finite, with `error_if_nonfinite`. No gradient has been changed.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> grads = {"weight": np.array([3.0, 0.0]), "bias": np.array([4.0]), "absent": None}
+    >>> hotloop.clip_grad_norm_(grads, max_norm=1.0)
+    5.0
+    >>> bool(np.isclose(np.hypot(grads["weight"][0], grads["bias"][0]), 1.0))
+    True
+    """
+    items = (grads,) if isinstance(grads, np.ndarray) else grads.values() if isinstance(grads, Mapping) else grads
+    arrays = [item for item in items if item is not None]
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm: expected a number >= 0, got {max_norm}")
+    for index, array in enumerate(arrays):
+        if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(f"grads: expected float32 or float64 arrays, got {kind} at {index}")
+        if not array.flags.writeable:
+            raise TypeError(f"grads: expected writable arrays, got a read-only one at {index}")
+    norm = float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
+    if error_if_nonfinite and not np.isfinite(norm):
+        raise ValueError(f"grads: expected a finite norm, got {norm}")
+    scale = max_norm / (norm + 1e-6)
+    if not scale >= 1:  # NaN included: torch multiplies by it too
+        for array in arrays:
+            array *= array.dtype.type(scale)
+    return norm
