@@ -23,8 +23,8 @@ def rnn_tanh_backward(h: Any, dh: Any) -> Any:
 
 
 def rnn_relu_forward(a: Any) -> Any:
-    # a * (a > 0) would turn an infinity into NaN and lose none; this keeps NaN and infinity.
-    return (a + abs(a)) / 2
+    # a * (a > 0) would make NaN of -infinity.
+    return a / 2 + abs(a) / 2
 
 
 def rnn_relu_backward(h: Any, dh: Any) -> Any:

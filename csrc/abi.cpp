@@ -1,0 +1,249 @@
+// The extern "C" boundary: whatever would corrupt memory is refused here, then one indirect call a sequence. Nothing is
+// allocated and nothing throws.
+#include <math.h>
+
+#include "dispatch.h"
+#include "hotloop.h"
+#include "threads.h"
+
+namespace {
+
+using hotloop::CellKernels;
+using hotloop::KernelTable;
+
+constexpr int64_t kSliceNs = 50'000'000;  // a call returns HOTLOOP_AGAIN after this long, so that Ctrl-C is seen
+constexpr int kMaxThreads = 256;
+// Every array of a call, and the workspace, must be shorter than this. Products of sizes are formed in double, whose
+// rounding is far below the distance to where int64 overflows.
+constexpr double kMaxBytes = 4.0e18 / 16;
+
+// What the packed weights' first line says they are.
+struct PackedHeader {
+  const KernelTable* table;
+  int64_t cell, dtype, input_size, hidden_size;
+};
+static_assert(sizeof(PackedHeader) <= hotloop::kPackedHeaderBytes);
+
+int gates_of(int32_t cell) { return cell == HOTLOOP_LSTM ? 4 : cell == HOTLOOP_GRU ? 3 : 1; }
+int saved_of(int32_t cell) { return cell == HOTLOOP_LSTM || cell == HOTLOOP_GRU ? 4 : 0; }
+
+const CellKernels& kernels_of(const KernelTable& table, const hotloop_forward_args& args) {
+  return table.types[args.dtype].cells[args.cell];
+}
+
+int check_weights(const hotloop_forward_args* args) {
+  if (args == nullptr || args->cell < 0 || args->cell >= HOTLOOP_CELL_COUNT || args->dtype < 0 ||
+      args->dtype >= HOTLOOP_DTYPE_COUNT || args->input_size < 1 || args->hidden_size < 1) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  const double G = gates_of(args->cell), I = (double)args->input_size, H = (double)args->hidden_size;
+  if (G * (H + 64) * (I + H + 64) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
+  if (hotloop::active_table() == nullptr) return HOTLOOP_UNKNOWN_ISA;
+  return HOTLOOP_OK;
+}
+
+int check_sizes(const hotloop_forward_args* args) {
+  const int status = check_weights(args);
+  if (status != HOTLOOP_OK) return status;
+  if (args->seq_len < 1 || args->batch_size < 0) return HOTLOOP_BAD_ARGUMENT;
+  const double T = (double)args->seq_len, B = (double)args->batch_size;
+  const double widest = (double)args->input_size + 4.0 * (double)args->hidden_size + 64;
+  // Row counts beyond T*B occur where a chunk is rounded up: at most one chunk of rows more.
+  if ((T * B + 4096 + B) * widest * 8 * 4 > kMaxBytes) return HOTLOOP_TOO_LARGE;
+  const double strides[] = {(double)args->x_stride_t * T, (double)args->x_stride_b * B,
+                            (double)args->output_stride_t * T, (double)args->output_stride_b * B};
+  for (const double extent : strides) {
+    if (fabs(extent) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
+  }
+  return HOTLOOP_OK;
+}
+
+bool missing(const void* pointer, int64_t count) { return pointer == nullptr && count > 0; }
+
+int check_forward(const hotloop_forward_args& args, int threads) {
+  const KernelTable& table = *hotloop::active_table();
+  const int64_t B = args.batch_size;
+  const bool lstm = args.cell == HOTLOOP_LSTM;
+  if (args.cursor < 0 || args.cursor > args.seq_len || missing(args.x, B) || missing(args.output, B) ||
+      missing(args.h_n, B) || (lstm && missing(args.c_n, B))) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  // In training an LSTM keeps both its gates and c; the other cells have no c.
+  if ((args.gates != nullptr && saved_of(args.cell) == 0) ||
+      (lstm ? (args.gates == nullptr) != (args.c == nullptr) && B > 0 : args.c != nullptr || args.c0 != nullptr)) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  if (args.packed != nullptr) {
+    const PackedHeader& header = *static_cast<const PackedHeader*>(args.packed);
+    if (reinterpret_cast<uintptr_t>(args.packed) % 64 != 0 || header.table != &table || header.cell != args.cell ||
+        header.dtype != args.dtype || header.input_size != args.input_size || header.hidden_size != args.hidden_size) {
+      return HOTLOOP_PACKED_ELSEWHERE;
+    }
+  } else if (args.weight_ih == nullptr || args.weight_hh == nullptr) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  if (args.workspace == nullptr || args.workspace_bytes < kernels_of(table, args).forward_workspace(args, threads)) {
+    return HOTLOOP_WORKSPACE_TOO_SMALL;
+  }
+  return HOTLOOP_OK;
+}
+
+int check_backward(const hotloop_backward_args& args, int threads) {
+  const KernelTable& table = *hotloop::active_table();
+  const hotloop_forward_args& forward = args.forward;
+  const int64_t B = forward.batch_size;
+  const bool lstm = forward.cell == HOTLOOP_LSTM;
+  if (args.cursor < 0 || args.cursor > forward.seq_len || missing(forward.x, B) || missing(forward.output, B) ||
+      forward.weight_ih == nullptr || forward.weight_hh == nullptr || missing(args.grad_h0, B) ||
+      (saved_of(forward.cell) > 0 && missing(forward.gates, B)) ||
+      (lstm ? missing(forward.c, B) || missing(args.grad_c0, B) : args.grad_c_n != nullptr || args.grad_c0 != nullptr)) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  const double T = (double)forward.seq_len;
+  const double strides[] = {(double)args.grad_output_stride_t * T, (double)args.grad_output_stride_b * (double)B,
+                            (double)args.grad_x_stride_t * T, (double)args.grad_x_stride_b * (double)B};
+  for (const double extent : strides) {
+    if (fabs(extent) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
+  }
+  if (args.workspace == nullptr || args.workspace_bytes < kernels_of(table, forward).backward_workspace(args, threads)) {
+    return HOTLOOP_WORKSPACE_TOO_SMALL;
+  }
+  return HOTLOOP_OK;
+}
+
+int clamp_threads(int32_t threads) {
+  if (threads <= 1) return 1;
+  const int most = hotloop::processors();
+  const int allowed = threads < most ? threads : most;
+  return allowed < kMaxThreads ? allowed : kMaxThreads;
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t hotloop_forward_workspace(const hotloop_forward_args* args, int32_t threads) {
+  if (check_sizes(args) != HOTLOOP_OK) return -1;
+  return kernels_of(*hotloop::active_table(), *args).forward_workspace(*args, clamp_threads(threads));
+}
+
+int64_t hotloop_backward_workspace(const hotloop_backward_args* args, int32_t threads) {
+  if (args == nullptr || check_sizes(&args->forward) != HOTLOOP_OK) return -1;
+  return kernels_of(*hotloop::active_table(), args->forward).backward_workspace(*args, clamp_threads(threads));
+}
+
+int32_t hotloop_forward(hotloop_forward_args* args, int64_t count, int32_t threads) {
+  if (args == nullptr || count < 0) return HOTLOOP_BAD_ARGUMENT;
+  threads = clamp_threads(threads);
+  for (int64_t i = 0; i < count; ++i) {
+    int status = check_sizes(&args[i]);
+    if (status == HOTLOOP_OK) status = check_forward(args[i], threads);
+    if (status != HOTLOOP_OK) return status;
+  }
+  const int64_t deadline = hotloop::monotonic_ns() + kSliceNs;
+  for (int64_t i = 0; i < count; ++i) {
+    if (args[i].cursor == args[i].seq_len) continue;
+    const int status = kernels_of(*hotloop::active_table(), args[i]).forward(args[i], threads, deadline);
+    if (status != HOTLOOP_OK) return status;
+  }
+  return HOTLOOP_OK;
+}
+
+int32_t hotloop_backward(hotloop_backward_args* args, int64_t count, int32_t threads) {
+  if (args == nullptr || count < 0) return HOTLOOP_BAD_ARGUMENT;
+  threads = clamp_threads(threads);
+  for (int64_t i = 0; i < count; ++i) {
+    int status = check_sizes(&args[i].forward);
+    if (status == HOTLOOP_OK) status = check_backward(args[i], threads);
+    if (status != HOTLOOP_OK) return status;
+  }
+  const int64_t deadline = hotloop::monotonic_ns() + kSliceNs;
+  for (int64_t i = 0; i < count; ++i) {
+    if (args[i].cursor == args[i].forward.seq_len) continue;
+    const int status = kernels_of(*hotloop::active_table(), args[i].forward).backward(args[i], threads, deadline);
+    if (status != HOTLOOP_OK) return status;
+  }
+  return HOTLOOP_OK;
+}
+
+int64_t hotloop_packed_bytes(const hotloop_forward_args* args) {
+  if (check_weights(args) != HOTLOOP_OK) return -1;
+  return hotloop::kPackedHeaderBytes + kernels_of(*hotloop::active_table(), *args).packed_bytes(*args);
+}
+
+int32_t hotloop_pack(const hotloop_forward_args* args, void* packed, int64_t bytes) {
+  const int status = check_weights(args);
+  if (status != HOTLOOP_OK) return status;
+  if (packed == nullptr || reinterpret_cast<uintptr_t>(packed) % 64 != 0 || args->weight_ih == nullptr ||
+      args->weight_hh == nullptr) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  if (bytes < hotloop_packed_bytes(args)) return HOTLOOP_WORKSPACE_TOO_SMALL;
+  const KernelTable* const table = hotloop::active_table();
+  *static_cast<PackedHeader*>(packed) = {table, args->cell, args->dtype, args->input_size, args->hidden_size};
+  kernels_of(*table, *args).pack(*args, static_cast<char*>(packed) + hotloop::kPackedHeaderBytes);
+  return HOTLOOP_OK;
+}
+
+const char* hotloop_isa(void) {
+  const KernelTable* const table = hotloop::active_table();
+  return table != nullptr ? table->name : nullptr;
+}
+
+const char* hotloop_isa_at(int32_t index) {
+  const KernelTable* const table = index < 0 ? nullptr : hotloop::table_at(index);
+  return table != nullptr ? table->name : nullptr;
+}
+
+int32_t hotloop_use_isa(const char* name) {
+  return name != nullptr && hotloop::use_table(name) ? HOTLOOP_OK : HOTLOOP_UNKNOWN_ISA;
+}
+
+int32_t hotloop_processors(void) { return hotloop::processors(); }
+
+const char* hotloop_status_string(int32_t status) {
+  switch (status) {
+    case HOTLOOP_OK: return "success";
+    case HOTLOOP_AGAIN: return "not finished: call again";
+    case HOTLOOP_BAD_ARGUMENT: return "a bad argument";
+    case HOTLOOP_TOO_LARGE: return "sizes whose byte count overflows";
+    case HOTLOOP_WORKSPACE_TOO_SMALL: return "the workspace is too small";
+    case HOTLOOP_UNKNOWN_ISA: return "HOTLOOP_ISA is unknown or not supported by this processor";
+    case HOTLOOP_PACKED_ELSEWHERE: return "weights were packed for another shape, type or instruction set";
+    default: return "unknown status";
+  }
+}
+
+double hotloop_probe(int32_t probe, int32_t cell, int32_t dtype, void* buffer, int64_t bytes, int64_t repeats) {
+  const KernelTable* const table = hotloop::active_table();
+  if (table == nullptr || cell < 0 || cell >= HOTLOOP_CELL_COUNT || dtype < 0 || dtype >= HOTLOOP_DTYPE_COUNT ||
+      buffer == nullptr || bytes < 256 || repeats < 0) {
+    return -1;
+  }
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(buffer) + 63) & ~static_cast<uintptr_t>(63);
+  void* const aligned = reinterpret_cast<void*>(start);
+  bytes -= static_cast<int64_t>(start - reinterpret_cast<uintptr_t>(buffer));
+  const hotloop::TypeKernels& type = table->types[dtype];
+  switch (probe) {
+    case HOTLOOP_PROBE_FMA: return type.probe_fma(aligned, bytes, repeats);
+    case HOTLOOP_PROBE_READ: return type.probe_read(aligned, bytes, repeats);
+    case HOTLOOP_PROBE_COPY: return type.probe_copy(aligned, bytes, repeats);
+    case HOTLOOP_PROBE_CELL_FORWARD: return type.cells[cell].probe_forward(aligned, bytes, repeats);
+    case HOTLOOP_PROBE_CELL_BACKWARD: return type.cells[cell].probe_backward(aligned, bytes, repeats);
+    default: return -1;
+  }
+}
+
+int32_t hotloop_activation(int32_t function, int32_t dtype, const void* x, void* result, int64_t count) {
+  const KernelTable* const table = hotloop::active_table();
+  if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
+  if (function < 0 || function > 1 || dtype < 0 || dtype >= HOTLOOP_DTYPE_COUNT || count < 0 || missing(x, count) ||
+      missing(result, count)) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  const hotloop::TypeKernels& type = table->types[dtype];
+  (function == 0 ? type.tanh : type.sigmoid)(x, result, count);
+  return HOTLOOP_OK;
+}
+
+}  // extern "C"

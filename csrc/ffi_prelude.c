@@ -1,0 +1,1 @@
+#include "hotloop.h"

@@ -1,0 +1,341 @@
+// The whole sequence forward: input projection in chunks of steps, then the time loop, cell by template.
+#pragma once
+
+#include "../dispatch.h"
+#include "../threads.h"
+#include "cells.h"
+#include "gemm.h"
+
+namespace {
+
+using hotloop::monotonic_ns;
+using hotloop::parallel;
+
+// Rows projected at once: enough for whole tiles and for the weights to be read from L2 once for many rows, few enough
+// for the projected rows to stay in cache until the recurrence reads them.
+constexpr int64_t kProjectedRows = 96;
+constexpr int64_t kProjectedBytes = 192 * 1024;
+// Work between two looks at the clock: 2 ms at 200 GF/s, 0.2 s at 2 GF/s.
+constexpr double kSliceFlops = 4e8;
+// Below this much work a second thread costs more than it brings: some 20 us of one core.
+constexpr double kInlineFlops = 2e6;
+
+// Cuts arrays out of the caller's workspace, each starting a cache line. With a null start it only counts.
+class Carver {
+ public:
+  HOTLOOP_INLINE explicit Carver(const void* start)
+      : start_((reinterpret_cast<uintptr_t>(start) + 63) & ~static_cast<uintptr_t>(63)) {}
+  template <class T>
+  HOTLOOP_INLINE T* take(int64_t count) {
+    T* const taken = reinterpret_cast<T*>(start_ + (uintptr_t)used_);
+    used_ += (count * (int64_t)sizeof(T) + 63) & ~(int64_t)63;
+    return taken;
+  }
+  HOTLOOP_INLINE int64_t bytes() const { return used_ + 64; }
+
+ private:
+  uintptr_t start_;
+  int64_t used_ = 0;
+};
+
+// A sequence in the order of processing: row (s, b) of step s. `reverse` is a negative stride and nothing else.
+template <class T>
+struct Sequence {
+  T* start;
+  int64_t step, row;
+
+  HOTLOOP_INLINE Sequence(T* base, int64_t stride_t, int64_t stride_b, const hotloop_forward_args& args)
+      : start(args.reverse && base ? base + (args.seq_len - 1) * stride_t : base),
+        step(args.reverse ? -stride_t : stride_t),
+        row(stride_b) {}
+  HOTLOOP_INLINE T* at(int64_t s, int64_t b) const { return start + s * step + b * row; }
+};
+
+template <class Cell, class T>
+struct PackedWeights {
+  static constexpr int kL = kLanes<T>;
+  T *weight_ih, *weight_hh;  // pack_by_unit
+  T* bias;                   // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
+  T* bias_apart;             // [block][lane] b_hh of the gate kept apart
+
+  static HOTLOOP_INLINE PackedWeights carve(Carver& carver, int64_t input_size, int64_t hidden_size) {
+    const int64_t blocks = blocks_of(hidden_size, kL), vectors = blocks * Cell::kGates;
+    PackedWeights packed;
+    packed.weight_ih = carver.take<T>(vectors * input_size * kL);
+    packed.weight_hh = carver.take<T>(vectors * hidden_size * kL);
+    packed.bias = carver.take<T>(vectors * kL);
+    packed.bias_apart = carver.take<T>(Cell::kApart < 0 ? 0 : blocks * kL);
+    return packed;
+  }
+
+  void fill(const hotloop_forward_args& args) const {
+    const int64_t H = args.hidden_size;
+    pack_by_unit<Cell::kGates>(static_cast<const T*>(args.weight_ih), H, args.input_size, weight_ih);
+    pack_by_unit<Cell::kGates>(static_cast<const T*>(args.weight_hh), H, H, weight_hh);
+    const T* const bias_ih = static_cast<const T*>(args.bias_ih);
+    const T* const bias_hh = static_cast<const T*>(args.bias_hh);
+    for (int64_t unit = 0; unit < blocks_of(H, kL) * kL; ++unit) {
+      const int64_t block = unit / kL, lane = unit % kL;
+      for (int g = 0; g < Cell::kGates; ++g) {
+        const T of_x = bias_ih && unit < H ? bias_ih[g * H + unit] : 0;
+        const T of_h = bias_hh && unit < H ? bias_hh[g * H + unit] : 0;
+        bias[(block * Cell::kGates + g) * kL + lane] = g == Cell::kApart ? of_x : of_x + of_h;
+        if (g == Cell::kApart) bias_apart[unit] = of_h;
+      }
+    }
+  }
+};
+
+// Where one step of the recurrence reads and writes; pointers are those of the batch's first row.
+template <class T>
+struct ForwardStep {
+  const T* projected;  // [B, G*H]
+  int64_t projected_row;
+  T* gates;            // [B, S*H] or null
+  int64_t gates_row;
+  const T* h_prev;     // [B, H]
+  int64_t h_prev_row;
+  T* h;
+  int64_t h_row;
+  const T* c_prev;     // [B, H] contiguous but for the zero row
+  int64_t c_prev_row;
+  T* c;
+};
+
+template <class Cell, int MR, int NB, class T>
+HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeights<Cell, T>& packed, int64_t H,
+                                   int64_t row, int64_t block) {
+  constexpr int G = Cell::kGates, kL = kLanes<T>;
+  Vector<T> acc[MR][NB * G];
+  const T* h_prev[MR];
+  for (int r = 0; r < MR; ++r) h_prev[r] = step.h_prev + (row + r) * step.h_prev_row;
+  for (int b = 0; b < NB; ++b) {
+    const int64_t unit = (block + b) * kL;
+    const Part<T> part(H - unit);
+    for (int r = 0; r < MR; ++r) {
+      const T* const projected = step.projected + (row + r) * step.projected_row + unit;
+      for (int g = 0; g < G; ++g) {
+        acc[r][b * G + g] = g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + g * H);
+      }
+    }
+  }
+  multiply<MR, NB, G>(acc, h_prev, packed.weight_hh + block * H * G * kL, H * G * kL, H);
+  for (int b = 0; b < NB; ++b) {
+    const int64_t unit = (block + b) * kL;
+    const Part<T> part(H - unit);
+    for (int r = 0; r < MR; ++r) {
+      Vector<T> c{}, before{}, apart{}, saved[Cell::kSaved + 1];
+      if constexpr (Cell::kHasC) c = part.load(step.c_prev + (row + r) * step.c_prev_row + unit);
+      if constexpr (Cell::kCarriesH) before = part.load(h_prev[r] + unit);
+      if constexpr (Cell::kApart >= 0) {
+        apart = part.load(step.projected + (row + r) * step.projected_row + Cell::kApart * H + unit);
+      }
+      const Vector<T> h = Cell::forward(&acc[r][b * G], apart, before, c, saved);
+      part.store(step.h + (row + r) * step.h_row + unit, h);
+      if constexpr (Cell::kHasC) part.store(step.c + (row + r) * H + unit, c);
+      if constexpr (Cell::kSaved > 0) {
+        if (step.gates != nullptr) {
+          T* const gates = step.gates + (row + r) * step.gates_row + unit;
+          for (int s = 0; s < Cell::kSaved; ++s) part.store(gates + s * H, saved[s]);
+        }
+      }
+    }
+  }
+}
+
+// Rows of a chunk, (step, batch row) with the batch row running fastest, and where each lies.
+template <class T>
+struct ChunkRows {
+  Sequence<T> sequence;
+  int64_t first_step, first_row, rows_a_step;
+
+  HOTLOOP_INLINE T* at(int64_t row) const {
+    return sequence.at(first_step + row / rows_a_step, first_row + row % rows_a_step);
+  }
+};
+
+// rows(to) = bias + rows(from) W': gates of `from`'s rows in natural order.
+template <class Cell, int MR, int NB, class T>
+HOTLOOP_NOINLINE void project_tile(const ChunkRows<const T>& from, const ChunkRows<T>& to,
+                                   const PackedWeights<Cell, T>& packed, int64_t I, int64_t H, int64_t row,
+                                   int64_t block) {
+  constexpr int G = Cell::kGates, kL = kLanes<T>;
+  Vector<T> acc[MR][NB * G];
+  const T* x[MR];
+  for (int r = 0; r < MR; ++r) {
+    x[r] = from.at(row + r);
+    for (int v = 0; v < NB * G; ++v) acc[r][v] = load(packed.bias + (block * G + v) * kL);
+  }
+  multiply<MR, NB, G>(acc, x, packed.weight_ih + block * I * G * kL, I * G * kL, I);
+  for (int r = 0; r < MR; ++r) {
+    T* const result = to.at(row + r);
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
+      for (int g = 0; g < G; ++g) part.store(result + g * H + unit, acc[r][b * G + g]);
+    }
+  }
+}
+
+template <class Cell, class T>
+struct ForwardRun {
+  hotloop_forward_args& args;
+  PackedWeights<Cell, T> packed;
+  T* zeros;      // [H]
+  T* projected;  // [threads][chunk rows][G*H], where projections are not kept
+  int64_t projected_size;
+  int64_t chunk;  // steps projected at once
+  int64_t steps;  // of this slice
+
+  // In training the projection goes where the gates will be (RNN: where h will be), and is overwritten by them.
+  static HOTLOOP_INLINE bool keeps_projection(const hotloop_forward_args& args) {
+    return Cell::kSaved == 0 || args.gates != nullptr;
+  }
+
+  static int64_t chunk_steps(const hotloop_forward_args& args, int64_t rows) {
+    const int64_t row_bytes = Cell::kGates * args.hidden_size * (int64_t)sizeof(T);
+    int64_t most = kProjectedBytes / row_bytes;
+    if (most > kProjectedRows) most = kProjectedRows;
+    const int64_t steps = rows > 0 ? most / rows : 1;
+    return steps < 1 ? 1 : steps > args.seq_len ? args.seq_len : steps;
+  }
+
+  static int64_t rows_of(const hotloop_forward_args& args, int threads) {
+    return (args.batch_size + threads - 1) / threads;
+  }
+
+  static int useful_threads(const hotloop_forward_args& args, int threads) {
+    const double flops = 2.0 * args.seq_len * args.batch_size * Cell::kGates * args.hidden_size *
+                         (double)(args.input_size + args.hidden_size);
+    if (flops < kInlineFlops) return 1;
+    return threads < args.batch_size ? threads : args.batch_size > 0 ? (int)args.batch_size : 1;
+  }
+
+  // Points every array into the workspace; with a null workspace this is how its size is found.
+  static ForwardRun carve(hotloop_forward_args& args, void* workspace, int threads, int64_t& bytes) {
+    Carver carver(workspace);
+    const int64_t rows = rows_of(args, threads);
+    ForwardRun run{args, {}, nullptr, nullptr, 0, chunk_steps(args, rows), 0};
+    run.zeros = carver.take<T>(args.hidden_size);
+    if (args.packed == nullptr) {
+      run.packed = PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
+    }
+    if (!keeps_projection(args)) {
+      run.projected_size = (run.chunk * rows * Cell::kGates * args.hidden_size + 15) / 16 * 16;
+      run.projected = carver.take<T>(run.projected_size * threads);
+    }
+    bytes = carver.bytes();
+    return run;
+  }
+
+  void rows(int index, int count) {
+    const FlushSubnormals flush;
+    const int64_t first = args.batch_size * index / count, last = args.batch_size * (index + 1) / count;
+    const int64_t rows = last - first;
+    if (rows == 0) return;
+    constexpr int G = Cell::kGates, S = Cell::kSaved;
+    const int64_t T_ = args.seq_len, B = args.batch_size, I = args.input_size, H = args.hidden_size;
+    const int64_t blocks = blocks_of(H, kLanes<T>);
+    const Sequence<const T> x(static_cast<const T*>(args.x), args.x_stride_t, args.x_stride_b, args);
+    const Sequence<T> output(static_cast<T*>(args.output), args.output_stride_t, args.output_stride_b, args);
+    const Sequence<T> gates(static_cast<T*>(args.gates), B * S * H, S * H, args);
+    const Sequence<T> c(static_cast<T*>(args.c), B * H, H, args);
+    const T* const h0 = static_cast<const T*>(args.h0);
+    const T* const c0 = static_cast<const T*>(args.c0);
+    T* const c_n = static_cast<T*>(args.c_n);
+    const bool keeps = keeps_projection(args);
+    for (int64_t s0 = args.cursor; s0 < args.cursor + steps;) {
+      int64_t s1 = s0 + chunk;
+      if (s1 > args.cursor + steps) s1 = args.cursor + steps;
+      const int64_t rows_now = (s1 - s0) * rows;
+      Sequence<T> to = S > 0 ? gates : output;
+      if (!keeps) {
+        to.start = projected + index * projected_size;
+        to.step = rows * G * H;
+        to.row = G * H;
+      }
+      const ChunkRows<const T> from_rows{x, s0, first, rows};
+      const ChunkRows<T> to_rows{to, keeps ? s0 : 0, keeps ? first : 0, rows};
+      for_tiles<G>(rows_now, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
+        project_tile<Cell, decltype(mr)::value, decltype(nb)::value>(from_rows, to_rows, packed, I, H, row, block);
+      });
+      for (int64_t s = s0; s < s1; ++s) {
+        ForwardStep<T> step;
+        step.projected = keeps ? to.at(s, first) : to.at(s - s0, 0);
+        step.projected_row = to.row;
+        step.gates = args.gates ? gates.at(s, first) : nullptr;
+        step.gates_row = gates.row;
+        step.h = output.at(s, first);
+        step.h_row = output.row;
+        step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : zeros;
+        step.h_prev_row = s > 0 ? output.row : h0 ? H : 0;
+        if constexpr (Cell::kHasC) {  // in inference c_n is the running state
+          step.c = args.c ? c.at(s, first) : c_n + first * H;
+          step.c_prev = s > 0 ? (args.c ? c.at(s - 1, first) : c_n + first * H) : c0 ? c0 + first * H : zeros;
+          step.c_prev_row = s > 0 || c0 ? H : 0;
+        }
+        for_tiles<G>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
+          forward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, packed, H, row, block);
+        });
+      }
+      s0 = s1;
+    }
+    if (args.cursor + steps == T_) {
+      T* const h_n = static_cast<T*>(args.h_n);
+      for (int64_t b = first; b < last; ++b) {
+        __builtin_memcpy(h_n + b * H, output.at(T_ - 1, b), H * sizeof(T));
+        if (Cell::kHasC && args.c) __builtin_memcpy(c_n + b * H, c.at(T_ - 1, b), H * sizeof(T));
+      }
+    }
+  }
+
+  static void task(void* run, int index, int count) { static_cast<ForwardRun*>(run)->rows(index, count); }
+};
+
+template <class Cell, class T>
+int64_t packed_bytes(const hotloop_forward_args& args) {
+  Carver carver(nullptr);
+  PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
+  return carver.bytes();
+}
+
+template <class Cell, class T>
+void pack(const hotloop_forward_args& args, void* packed) {
+  Carver carver(packed);
+  PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size).fill(args);
+}
+
+template <class Cell, class T>
+int64_t forward_workspace(const hotloop_forward_args& args, int threads) {
+  int64_t bytes;
+  hotloop_forward_args copy = args;
+  ForwardRun<Cell, T>::carve(copy, nullptr, ForwardRun<Cell, T>::useful_threads(args, threads), bytes);
+  return bytes;
+}
+
+template <class Cell, class T>
+int forward(hotloop_forward_args& args, int threads, int64_t deadline) {
+  using Run = ForwardRun<Cell, T>;
+  threads = Run::useful_threads(args, threads);
+  int64_t bytes;
+  Run run = Run::carve(args, args.workspace, threads, bytes);
+  if (args.packed != nullptr) {
+    Carver carver(static_cast<const char*>(args.packed) + hotloop::kPackedHeaderBytes);
+    run.packed = PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
+  } else if (args.cursor == 0) {
+    run.packed.fill(args);
+  }
+  if (args.cursor == 0) __builtin_memset(run.zeros, 0, args.hidden_size * sizeof(T));
+  const double step_flops = 2.0 * args.batch_size * Cell::kGates * args.hidden_size *
+                            (double)(args.input_size + args.hidden_size);
+  const int64_t slice = step_flops < 1 ? args.seq_len : (int64_t)(kSliceFlops / step_flops) + 1;
+  while (args.cursor < args.seq_len) {
+    run.steps = slice < args.seq_len - args.cursor ? slice : args.seq_len - args.cursor;
+    parallel(threads, &Run::task, &run);
+    args.cursor += run.steps;
+    if (args.cursor < args.seq_len && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
+  }
+  return HOTLOOP_OK;
+}
+
+}  // namespace

@@ -1,0 +1,190 @@
+// Packed layouts and the register tiles: all products of the kernels.
+//
+// A unit block is kLanes consecutive units (or inputs). Packed weights are a stream in the order the tile reads them:
+//
+//   [block][k][gate][lane]        k = 0 .. depth-1; lanes beyond the last unit are zero
+//
+//   block 0: | k=0: i i i i  f f f f  g g g g  o o o o | k=1: i i i i  f f f f ... |        (4 lanes shown)
+//   block 1: | ...
+//
+// so one tile of MR rows x NB blocks holds all G gates of its units in MR*NB*G accumulators when the last k is done, and
+// the cell runs on them at once. Every element of a result is one chain of fma over k = 0, 1, ... starting from what
+// the accumulator held: no sum over k is ever split, so neither the tile's height nor its place shows in the bits.
+#pragma once
+
+#include "simd.h"
+
+namespace {
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// acc[r][b * G + g] += sum over k of a[r][k] * w[b][k][g]
+template <int MR, int NB, int G, class T>
+HOTLOOP_INLINE void multiply(Vector<T> (&acc)[MR][NB * G], const T* const (&a)[MR], const T* w, int64_t block_stride,
+                             int64_t depth) {
+  constexpr int kL = kLanes<T>;
+  for (int64_t k = 0; k < depth; ++k) {
+    if constexpr ((MR + 1) * NB * G + 1 <= HOTLOOP_REGISTERS) {
+      Vector<T> weight[NB * G];
+      for (int b = 0; b < NB; ++b) {
+        for (int g = 0; g < G; ++g) weight[b * G + g] = load(w + b * block_stride + (k * G + g) * kL);
+      }
+      for (int r = 0; r < MR; ++r) {
+        const Vector<T> value = splat(a[r][k]);
+        for (int v = 0; v < NB * G; ++v) acc[r][v] = fma(value, weight[v], acc[r][v]);
+      }
+    } else {  // as for 3 x 4 of 16 registers: 12 accumulators, 3 broadcasts, one weight at a time
+      Vector<T> value[MR];
+      for (int r = 0; r < MR; ++r) value[r] = splat(a[r][k]);
+      for (int b = 0; b < NB; ++b) {
+        for (int g = 0; g < G; ++g) {
+          const Vector<T> weight = load(w + b * block_stride + (k * G + g) * kL);
+          for (int r = 0; r < MR; ++r) acc[r][b * G + g] = fma(value[r], weight, acc[r][b * G + g]);
+        }
+      }
+    }
+  }
+}
+
+// The most rows of a tile whose blocks hold `vectors` vectors each, and how many blocks go with a number of rows.
+// A row of few vectors takes more blocks, since 8 chains hide the latency of fma; more than 8 blocks or rows bring nothing.
+constexpr int max_rows(int vectors) {
+  const int rows = kAccumulators / (vectors == 1 ? 4 : vectors);
+  return rows < 8 ? rows : 8;
+}
+
+constexpr int max_blocks(int rows, int vectors) {
+  int blocks = 1;
+  while (2 * blocks * rows * vectors <= kAccumulators && 2 * blocks * vectors <= 16 && 2 * blocks <= 8) blocks *= 2;
+  return blocks;
+}
+
+template <int kLow, int kHigh, class F>
+HOTLOOP_INLINE void with_int(int value, F&& f) {
+  if constexpr (kLow == kHigh) {
+    f(Int<kLow>{});
+  } else {
+    constexpr int kMiddle = (kLow + kHigh) / 2;
+    if (value <= kMiddle) {
+      with_int<kLow, kMiddle>(value, f);
+    } else {
+      with_int<kMiddle + 1, kHigh>(value, f);
+    }
+  }
+}
+
+template <int kMost, class F>
+HOTLOOP_INLINE void with_power_of_two(int value, F&& f) {
+  if constexpr (kMost == 1) {
+    f(Int<1>{});
+  } else {
+    if (value == kMost) {
+      f(Int<kMost>{});
+    } else {
+      with_power_of_two<kMost / 2>(value, f);
+    }
+  }
+}
+
+// Covers rows x blocks with tiles of blocks with G vectors each: f(Int<MR>, Int<NB>, first row, first block). Blocks are
+// outermost, so that a block's weights come from L2 once and from L1 for every further tile; rows are split evenly
+// (32 = 6+6+5+5+5+5, not 6*5+2): both together made the difference between 83 and 109 GF/s at 32 rows.
+template <int G, class F>
+HOTLOOP_INLINE void for_tiles(int64_t rows, int64_t blocks, F&& f) {
+  if (rows == 0) return;
+  constexpr int kMaxRows = max_rows(G);
+  const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
+  const int64_t height = rows / tiles, taller = rows % tiles;
+  int widest = 1;
+  with_int<1, kMaxRows>((int)(height + (taller > 0)), [&](auto mr) { widest = max_blocks(decltype(mr)::value, G); });
+  for (int64_t block = 0; block < blocks;) {
+    int width = widest;
+    while (width > blocks - block) width /= 2;
+    int64_t row = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int now = (int)(height + (tile < taller));
+      with_int<1, kMaxRows>(now, [&](auto mr) {
+        constexpr int kMostBlocks = max_blocks(decltype(mr)::value, G);
+        with_power_of_two<kMostBlocks>(width, [&](auto nb) { f(mr, nb, row, block); });
+      });
+      row += now;
+    }
+    block += width;
+  }
+}
+
+HOTLOOP_INLINE int64_t blocks_of(int64_t units, int64_t lanes) { return (units + lanes - 1) / lanes; }
+
+// [blocks of units][depth][G][lane] from row-major weight [G*units, depth]: tile operand of h W' and x W'.
+template <int G, class T>
+void pack_by_unit(const T* weight, int64_t units, int64_t depth, T* packed) {
+  constexpr int kL = kLanes<T>;
+  for (int64_t block = 0; block < blocks_of(units, kL); ++block, packed += depth * G * kL) {
+    const int64_t count = units - block * kL < kL ? units - block * kL : kL;
+    for (int g = 0; g < G; ++g) {
+      const T* rows = weight + (g * units + block * kL) * depth;
+      for (int64_t k0 = 0; k0 < depth; k0 += kL) {  // kL x kL at a time: whole cache lines on both sides
+        const int64_t k1 = k0 + kL < depth ? k0 + kL : depth;
+        for (int64_t lane = 0; lane < count; ++lane) {
+          for (int64_t k = k0; k < k1; ++k) packed[(k * G + g) * kL + lane] = rows[lane * depth + k];
+        }
+        for (int64_t k = k0; k < k1; ++k) {
+          for (int64_t lane = count; lane < kL; ++lane) packed[(k * G + g) * kL + lane] = 0;
+        }
+      }
+    }
+  }
+}
+
+// [blocks of columns][row][lane] from row-major weight [G*units, columns], gates in the given order: tile operand of
+// dG W, with depth G*units.
+template <int G, class T>
+void pack_by_column(const T* weight, int64_t units, int64_t columns, const int (&gate_order)[G], T* packed) {
+  constexpr int kL = kLanes<T>;
+  for (int64_t block = 0; block < blocks_of(columns, kL); ++block) {
+    const Part<T> part(columns - block * kL);
+    for (int g = 0; g < G; ++g) {
+      const T* from = weight + gate_order[g] * units * columns + block * kL;
+      for (int64_t row = 0; row < units; ++row, from += columns, packed += kL) store(packed, part.load(from));
+    }
+  }
+}
+
+// One tile of a sum of outer products, C[j][v] += sum over rows of a[row][j] * b[row][v], row after row: weight
+// gradients. b is packed [row][NV][lane]; the last vectors of C may exist in part.
+template <int MR, int NV, class T>
+HOTLOOP_NOINLINE void outer_tile(const T* a, int64_t a_stride, const T* b, int64_t rows, T* const (&c)[MR], bool first,
+                                 int64_t columns) {
+  constexpr int kL = kLanes<T>;
+  Vector<T> acc[MR][NV];
+  for (int v = 0; v < NV; ++v) {
+    const Part<T> part(columns - v * kL);
+    for (int j = 0; j < MR; ++j) acc[j][v] = first ? Vector<T>{} : part.load(c[j] + v * kL);
+  }
+  for (int64_t row = 0; row < rows; ++row, a += a_stride, b += NV * kL) {
+    if constexpr ((MR + 1) * NV + 1 <= HOTLOOP_REGISTERS) {
+      Vector<T> columns_of_b[NV];
+      for (int v = 0; v < NV; ++v) columns_of_b[v] = load(b + v * kL);
+      for (int j = 0; j < MR; ++j) {
+        const Vector<T> value = splat(a[j]);
+        for (int v = 0; v < NV; ++v) acc[j][v] = fma(value, columns_of_b[v], acc[j][v]);
+      }
+    } else {
+      Vector<T> value[MR];
+      for (int j = 0; j < MR; ++j) value[j] = splat(a[j]);
+      for (int v = 0; v < NV; ++v) {
+        const Vector<T> column = load(b + v * kL);
+        for (int j = 0; j < MR; ++j) acc[j][v] = fma(value[j], column, acc[j][v]);
+      }
+    }
+  }
+  for (int v = 0; v < NV; ++v) {
+    const Part<T> part(columns - v * kL);
+    for (int j = 0; j < MR; ++j) part.store(c[j] + v * kL, acc[j][v]);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,105 @@
+// What this machine can do with this instruction set: the roof that benchmarks are held against. Each returns the work
+// done; the caller takes the time.
+#pragma once
+
+#include "cells.h"
+
+namespace {
+
+template <class V>
+HOTLOOP_INLINE void keep(V& value) {
+#if defined(__x86_64__)
+  __asm__ __volatile__("" : "+v"(value));
+#else
+  __asm__ __volatile__("" : "+w"(value));
+#endif
+}
+
+template <class T>
+double probe_fma(void* buffer, int64_t, int64_t repeats) {
+  constexpr int kChains = 12;  // of latency 4 on two ports: 8 would do
+  const Vector<T> a = splat(*static_cast<T*>(buffer)), b = splat<T>((T)0.5);
+  Vector<T> acc[kChains] = {};
+  for (int64_t i = 0; i < repeats; ++i) {
+    for (int c = 0; c < kChains; ++c) acc[c] = fma(a, b, acc[c]);
+    for (int c = 0; c < kChains; ++c) keep(acc[c]);
+  }
+  return 2.0 * kChains * kLanes<T> * (double)repeats;
+}
+
+template <class T>
+double probe_read(void* buffer, int64_t bytes, int64_t repeats) {
+  constexpr int kWide = 8;
+  const T* const data = static_cast<const T*>(buffer);
+  const int64_t vectors = bytes / HOTLOOP_VECTOR_BYTES / kWide * kWide;
+  Vector<T> acc[kWide] = {};
+  for (int64_t i = 0; i < repeats; ++i) {
+    for (int64_t v = 0; v < vectors; v += kWide) {
+      for (int w = 0; w < kWide; ++w) acc[w] = acc[w] + load(data + (v + w) * kLanes<T>);
+    }
+    for (int w = 0; w < kWide; ++w) keep(acc[w]);
+  }
+  return (double)vectors * HOTLOOP_VECTOR_BYTES * (double)repeats;
+}
+
+// The first half of the buffer to the second; counts what is read and what is written.
+template <class T>
+double probe_copy(void* buffer, int64_t bytes, int64_t repeats) {
+  constexpr int kWide = 4;
+  T* const data = static_cast<T*>(buffer);
+  const int64_t vectors = bytes / 2 / HOTLOOP_VECTOR_BYTES / kWide * kWide;
+  for (int64_t i = 0; i < repeats; ++i) {
+    for (int64_t v = 0; v < vectors; v += kWide) {
+      for (int w = 0; w < kWide; ++w) {
+        Vector<T> value = load(data + (v + w) * kLanes<T>);
+        keep(value);
+        store(data + (vectors + v + w) * kLanes<T>, value);
+      }
+    }
+  }
+  return 2.0 * (double)vectors * HOTLOOP_VECTOR_BYTES * (double)repeats;
+}
+
+// The cell's forward equations on data in L1: gates in, gates, c and h out. Counts vectors of units.
+template <class Cell, class T>
+double probe_forward(void* buffer, int64_t bytes, int64_t repeats) {
+  constexpr int kArrays = Cell::kGates + 3, kL = kLanes<T>;
+  T* const data = static_cast<T*>(buffer);
+  const int64_t sets = bytes / HOTLOOP_VECTOR_BYTES / kArrays;
+  for (int64_t i = 0; i < repeats; ++i) {
+    for (int64_t set = 0; set < sets; ++set) {
+      T* const at = data + set * kArrays * kL;
+      Vector<T> a[Cell::kGates], saved[Cell::kSaved + 1];
+      for (int g = 0; g < Cell::kGates; ++g) a[g] = load(at + g * kL);
+      Vector<T> c = load(at + Cell::kGates * kL);
+      const Vector<T> h = load(at + (Cell::kGates + 1) * kL), x_n = load(at + (Cell::kGates + 2) * kL);
+      Vector<T> result = Cell::forward(a, x_n, h, c, saved);
+      keep(result);
+      keep(c);
+      for (int s = 0; s < Cell::kSaved; ++s) keep(saved[s]);
+    }
+  }
+  return (double)sets * (double)repeats;
+}
+
+template <class Cell, class T>
+double probe_backward(void* buffer, int64_t bytes, int64_t repeats) {
+  constexpr int kArrays = Cell::kSaved + 6, kL = kLanes<T>;
+  T* const data = static_cast<T*>(buffer);
+  const int64_t sets = bytes / HOTLOOP_VECTOR_BYTES / kArrays;
+  for (int64_t i = 0; i < repeats; ++i) {
+    for (int64_t set = 0; set < sets; ++set) {
+      const T* const at = data + set * kArrays * kL;
+      Vector<T> in[kArrays], da[Cell::kGradients];
+      for (int k = 0; k < kArrays; ++k) in[k] = load(at + k * kL);
+      const Vector<T>* const rest = in + Cell::kSaved;
+      Vector<T> carry = rest[5];
+      Cell::backward(in, rest[0], rest[1], rest[2], rest[3], rest[4], carry, da);
+      keep(carry);
+      for (int g = 0; g < Cell::kGradients; ++g) keep(da[g]);
+    }
+  }
+  return (double)sets * (double)repeats;
+}
+
+}  // namespace

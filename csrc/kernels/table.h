@@ -1,0 +1,37 @@
+// The kernel table of one instruction set: every cell, every type, no holes. A constant: nothing runs when it is loaded.
+#pragma once
+
+#include "backward.h"
+#include "probe.h"
+
+namespace {
+
+template <class T, Vector<T> (*function)(Vector<T>)>
+void elementwise(const void* x, void* result, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const Part<T> part(count - i);
+    part.store(static_cast<T*>(result) + i, function(part.load(static_cast<const T*>(x) + i)));
+  }
+}
+
+template <class Cell, class T>
+constexpr hotloop::CellKernels cell_kernels() {
+  return {packed_bytes<Cell, T>,       pack<Cell, T>,     forward_workspace<Cell, T>, forward<Cell, T>,
+          backward_workspace<Cell, T>, backward<Cell, T>, probe_forward<Cell, T>,     probe_backward<Cell, T>};
+}
+
+template <class T>
+constexpr hotloop::TypeKernels type_kernels() {
+  return {{cell_kernels<RnnTanh, T>(), cell_kernels<RnnRelu, T>(), cell_kernels<Lstm, T>(), cell_kernels<Gru, T>()},
+          probe_fma<T>,
+          probe_read<T>,
+          probe_copy<T>,
+          elementwise<T, tanh<Vector<T>>>,
+          elementwise<T, sigmoid<Vector<T>>>};
+}
+
+constexpr hotloop::KernelTable kernel_table(const char* name) {
+  return {name, {type_kernels<float>(), type_kernels<double>()}};
+}
+
+}  // namespace

@@ -1,0 +1,178 @@
+// The thread pool: threads are started at first use, spin for a moment after each task and then sleep.
+//
+// Indices of a task are claimed one by one, so a worker that is late, because it slept or the system runs something else,
+// costs nothing: the caller takes its share. A fork leaves the child with a pool of its own, to be started anew.
+#include "threads.h"
+
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <thread>
+
+namespace hotloop {
+namespace {
+
+constexpr int kMaxWorkers = 255;
+// A worker that finds nothing to do spins this long before it sleeps: the gap between the parallel phases of one call is
+// well below it, and waking a sleeper costs 5 to 50 us.
+constexpr int64_t kSpinNs = 50'000;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield");
+#endif
+}
+
+class Pool {
+ public:
+  bool try_enter() { return !busy_.exchange(true, std::memory_order_acquire); }
+  void leave() { busy_.store(false, std::memory_order_release); }
+
+  void run(int count, void (*task)(void*, int, int), void* context) {
+    start(count - 1);
+    // The ticket holds a number in its upper half and the next index in its lower. It is closed while the fields change:
+    // who sees a field of this task (acquire) sees the closed ticket too, and fails to claim with an older one.
+    const uint64_t number = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+    ticket_.store(number << 32 | kClosed, std::memory_order_relaxed);
+    task_.store(task, std::memory_order_release);
+    context_.store(context, std::memory_order_release);
+    count_.store(count, std::memory_order_release);
+    finished_.store(0, std::memory_order_release);
+    ticket_.store((number + 1) << 32, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
+    }
+    work();
+    for (int spins = 0; finished_.load(std::memory_order_acquire) != count; ++spins) {
+      pause();
+      if (spins > 10'000) std::this_thread::yield();  // the worker may have lost its processor
+    }
+  }
+
+ private:
+  void start(int wanted) {
+    if (wanted > kMaxWorkers) wanted = kMaxWorkers;
+    while (workers_ < wanted) {
+      pthread_t thread;
+      if (pthread_create(&thread, nullptr, &Pool::main, this) != 0) return;  // fewer threads, same results
+      pthread_detach(thread);
+      ++workers_;
+    }
+  }
+
+  static void* main(void* pool) {
+    static_cast<Pool*>(pool)->loop();
+    return nullptr;
+  }
+
+  static constexpr uint64_t kClosed = 0xffffffff;
+
+  bool has_work(uint64_t ticket) const {
+    return static_cast<int64_t>(ticket & kClosed) < count_.load(std::memory_order_acquire);
+  }
+
+  void loop() {
+    for (;;) {
+      work();
+      const int64_t until = monotonic_ns() + kSpinNs;
+      int spins = 0;
+      while (!has_work(ticket_.load(std::memory_order_acquire))) {
+        pause();
+        if (++spins % 64 == 0 && monotonic_ns() > until) {
+          std::unique_lock<std::mutex> lock(mutex_);
+          sleepers_.fetch_add(1, std::memory_order_seq_cst);
+          wake_.wait(lock, [this] { return has_work(ticket_.load(std::memory_order_seq_cst)); });
+          sleepers_.fetch_sub(1, std::memory_order_relaxed);
+          break;
+        }
+      }
+    }
+  }
+
+  void work() {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    for (;;) {
+      const int count = count_.load(std::memory_order_acquire);
+      const auto task = task_.load(std::memory_order_acquire);
+      void* const context = context_.load(std::memory_order_acquire);
+      const int64_t index = static_cast<int64_t>(ticket & kClosed);
+      if (index >= count) return;
+      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        continue;
+      }
+      // The claim succeeded, so the ticket was not closed when the fields were read: they belong to it.
+      task(context, static_cast<int>(index), count);
+      finished_.fetch_add(1, std::memory_order_release);
+      ticket = ticket_.load(std::memory_order_acquire);
+    }
+  }
+
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int> finished_{0};
+  alignas(64) std::atomic<void (*)(void*, int, int)> task_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  std::atomic<int> count_{0};
+  alignas(64) std::atomic<bool> busy_{false};
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  int workers_ = 0;
+};
+
+// Never freed: its threads outlive everything, and in a forked child it stays behind with the parent's locks in it.
+std::atomic<Pool*> pool{nullptr};
+
+void forget_pool() { pool.store(nullptr, std::memory_order_relaxed); }
+
+Pool* the_pool() {
+  Pool* current = pool.load(std::memory_order_acquire);
+  if (current != nullptr) return current;
+  static const int registered = pthread_atfork(nullptr, nullptr, &forget_pool);
+  (void)registered;
+  Pool* made = new (std::nothrow) Pool;
+  if (made == nullptr || pool.compare_exchange_strong(current, made, std::memory_order_acq_rel)) return made;
+  delete made;
+  return current;
+}
+
+}  // namespace
+
+void parallel(int count, void (*task)(void*, int, int), void* context) {
+  if (count > 1) {
+    Pool* const shared = the_pool();
+    if (shared != nullptr && shared->try_enter()) {
+      shared->run(count, task, context);
+      shared->leave();
+      return;
+    }
+  }
+  for (int index = 0; index < count; ++index) task(context, index, count);
+}
+
+int processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? static_cast<int>(online) : 1;
+}
+
+int64_t monotonic_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+}  // namespace hotloop

@@ -1,0 +1,135 @@
+"""Glue to the C++ kernels and nothing else: arrays to pointers, one call, status to exception."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ._contract import Array, Backward, Forward, Weights
+from ._ffi import ffi, lib
+
+NAME = "native"
+
+_CELLS = {
+    "rnn_tanh": lib.HOTLOOP_RNN_TANH,
+    "rnn_relu": lib.HOTLOOP_RNN_RELU,
+    "lstm": lib.HOTLOOP_LSTM,
+    "gru": lib.HOTLOOP_GRU,
+}
+_DTYPES = {np.dtype(np.float32): lib.HOTLOOP_FLOAT32, np.dtype(np.float64): lib.HOTLOOP_FLOAT64}
+_AGAIN = lib.HOTLOOP_AGAIN
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets this processor can run, best first."""
+    names = []
+    while name := lib.hotloop_isa_at(len(names)):
+        names.append(ffi.string(name).decode())
+    return tuple(names)
+
+
+def use_isa(name: str) -> None:
+    """Switch the process to an instruction set; no call may be under way."""
+    if lib.hotloop_use_isa(name.encode()) != lib.HOTLOOP_OK:
+        raise ValueError(f"isa: expected one of {', '.join(isas())}, got {name!r}")
+
+
+def description() -> str:
+    return str(ffi.string(lib.hotloop_isa()).decode())
+
+
+if not lib.hotloop_isa():
+    raise ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {os.environ['HOTLOOP_ISA']!r}")
+
+
+def _address(array: Array | None) -> Any:
+    return ffi.NULL if array is None else ffi.cast("void *", array.ctypes.data)
+
+
+def _fail(status: int) -> None:
+    raise RuntimeError(f"hotloop: {ffi.string(lib.hotloop_status_string(status)).decode()}")
+
+
+def _workspace(size: int) -> Array:
+    if size < 0:
+        raise MemoryError("hotloop: the sizes of this call overflow")
+    return np.empty(size, np.uint8)
+
+
+def _set_weights(target: Any, weights: Weights) -> None:
+    target.cell = _CELLS[weights.cell.name]
+    target.dtype = _DTYPES[weights.dtype]
+    target.input_size = weights.input_size
+    target.hidden_size = weights.hidden_size
+    target.weight_ih = _address(weights.weight_ih)
+    target.weight_hh = _address(weights.weight_hh)
+    target.bias_ih = _address(weights.bias_ih)
+    target.bias_hh = _address(weights.bias_hh)
+
+
+def _set_forward(target: Any, args: Forward) -> None:
+    _set_weights(target, args.weights)
+    size = args.weights.dtype.itemsize
+    x, output = args.x, args.output
+    target.reverse = args.reverse
+    target.seq_len, target.batch_size = x.shape[:2]
+    target.x = _address(x)
+    target.x_stride_t, target.x_stride_b = x.strides[0] // size, x.strides[1] // size
+    target.h0, target.c0 = _address(args.h0), _address(args.c0)
+    target.output = _address(output)
+    target.output_stride_t, target.output_stride_b = output.strides[0] // size, output.strides[1] // size
+    target.h_n, target.c_n = _address(args.h_n), _address(args.c_n)
+    target.gates, target.c = _address(args.gates), _address(args.c)
+
+
+def forward(args: Forward) -> None:
+    target = ffi.new("hotloop_forward_args *")
+    _set_forward(target, args)
+    if args.packed is not None:
+        target.packed = _address(args.packed)
+    workspace = _workspace(lib.hotloop_forward_workspace(target, args.threads))
+    target.workspace = _address(workspace)
+    target.workspace_bytes = workspace.nbytes
+    # Between two slices of a long call the interpreter sees Ctrl-C.
+    while (status := lib.hotloop_forward(target, 1, args.threads)) == _AGAIN:
+        pass
+    if status:
+        _fail(status)
+
+
+def backward(args: Backward) -> None:
+    target = ffi.new("hotloop_backward_args *")
+    _set_forward(target.forward, args.forward)
+    size = args.grad_h0.itemsize
+    if (grad_output := args.grad_output) is not None:
+        target.grad_output = _address(grad_output)
+        target.grad_output_stride_t, target.grad_output_stride_b = (s // size for s in grad_output.strides[:2])
+    if (grad_x := args.grad_x) is not None:
+        target.grad_x = _address(grad_x)
+        target.grad_x_stride_t, target.grad_x_stride_b = (s // size for s in grad_x.strides[:2])
+    target.grad_h_n, target.grad_c_n = _address(args.grad_h_n), _address(args.grad_c_n)
+    target.grad_weight_ih, target.grad_weight_hh = _address(args.grad_weight_ih), _address(args.grad_weight_hh)
+    target.grad_bias_ih, target.grad_bias_hh = _address(args.grad_bias_ih), _address(args.grad_bias_hh)
+    target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
+    threads = args.forward.threads
+    workspace = _workspace(lib.hotloop_backward_workspace(target, threads))
+    target.workspace = _address(workspace)
+    target.workspace_bytes = workspace.nbytes
+    while (status := lib.hotloop_backward(target, 1, threads)) == _AGAIN:
+        pass
+    if status:
+        _fail(status)
+
+
+def pack(weights: Weights) -> Array:
+    target = ffi.new("hotloop_forward_args *")
+    _set_weights(target, weights)
+    size = lib.hotloop_packed_bytes(target)
+    buffer = _workspace(size if size < 0 else size + 64)
+    start = -buffer.ctypes.data % 64  # a cache line
+    packed = buffer[start : start + size]
+    if status := lib.hotloop_pack(target, _address(packed), size):
+        _fail(status)
+    return packed
