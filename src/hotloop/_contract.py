@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from . import _memory
+
 Array = npt.NDArray[Any]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -231,8 +233,8 @@ class Layout(NamedTuple):
     def empty_sequence(self, seq_len: int, batch_size: int, features: int, dtype: np.dtype[Any]) -> Array:
         """A new sequence in the caller's layout."""
         if self.unbatched:
-            return np.empty((seq_len, features), dtype)
-        return np.empty((batch_size, seq_len, features) if self.batch_first else (seq_len, batch_size, features), dtype)
+            return _memory.empty((seq_len, features), dtype)
+        return _memory.empty((batch_size, seq_len, features) if self.batch_first else (seq_len, batch_size, features), dtype)
 
     def state(self, array: Array) -> Array:
         return array[0] if self.unbatched else array
@@ -286,8 +288,8 @@ def check_forward(
         output=layout.time_major(output),
         h_n=np.empty(state, dtype),
         c_n=np.empty(state, dtype) if cell.has_c else None,
-        gates=np.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if training and cell.saved else None,
-        c=np.empty((seq_len, batch_size, hidden_size), dtype) if training and cell.has_c else None,
+        gates=_memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if training and cell.saved else None,
+        c=_memory.empty((seq_len, batch_size, hidden_size), dtype) if training and cell.has_c else None,
     )
     return args, output, layout
 

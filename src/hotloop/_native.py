@@ -44,8 +44,15 @@ if not lib.hotloop_isa():
     raise ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {os.environ['HOTLOOP_ISA']!r}")
 
 
+_NULL = ffi.NULL
+_from_buffer = ffi.from_buffer
+
+
 def _address(array: Array | None) -> Any:
-    return ffi.NULL if array is None else ffi.cast("void *", array.ctypes.data)
+    # from_buffer takes 0.15 us and contiguous arrays only, ctypes.data 1 us.
+    if array is None:
+        return _NULL
+    return _from_buffer(array) if array.flags.c_contiguous else ffi.cast("void *", array.ctypes.data)
 
 
 def _fail(status: int) -> None:
