@@ -96,7 +96,8 @@ int check_backward(const hotloop_backward_args& args, int threads) {
   if (args.cursor < 0 || args.cursor > forward.seq_len || missing(forward.x, B) || missing(forward.output, B) ||
       forward.weight_ih == nullptr || forward.weight_hh == nullptr || missing(args.grad_h0, B) ||
       (saved_of(forward.cell) > 0 && missing(forward.gates, B)) ||
-      (lstm ? missing(forward.c, B) || missing(args.grad_c0, B) : args.grad_c_n != nullptr || args.grad_c0 != nullptr)) {
+      (lstm ? missing(forward.c, B) || missing(args.grad_c0, B)
+            : args.grad_c_n != nullptr || args.grad_c0 != nullptr)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   const double T = (double)forward.seq_len;
@@ -105,7 +106,8 @@ int check_backward(const hotloop_backward_args& args, int threads) {
   for (const double extent : strides) {
     if (fabs(extent) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
   }
-  if (args.workspace == nullptr || args.workspace_bytes < kernels_of(table, forward).backward_workspace(args, threads)) {
+  if (args.workspace == nullptr ||
+      args.workspace_bytes < kernels_of(table, forward).backward_workspace(args, threads)) {
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
   return HOTLOOP_OK;

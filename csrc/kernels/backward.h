@@ -16,17 +16,17 @@ constexpr int64_t kChunkRows = 256;
 
 template <class T>
 struct BackwardStep {
-  const T* next;        // [B, row_stride] dG of the step after, or null: dh is taken from dh
-  T* gradients;         // [B, row_stride] dG of this step, or null: dh goes to dh
+  const T* next;  // [B, row_stride] dG of the step after, or null: dh is taken from dh
+  T* gradients;   // [B, row_stride] dG of this step, or null: dh goes to dh
   int64_t row_stride;
-  const T* grad_output; // [B, H] or null
+  const T* grad_output;  // [B, H] or null
   int64_t grad_output_row;
-  const T* gates;       // [B, S*H]
+  const T* gates;  // [B, S*H]
   const T *h, *h_prev;
   int64_t h_row, h_prev_row;
   const T *c, *c_prev;
   int64_t c_prev_row;
-  T *dh, *carry;        // [B, H]
+  T *dh, *carry;  // [B, H]
 };
 
 template <class Cell, class T>
@@ -128,7 +128,7 @@ struct BackwardRun {
   T* bias_sums;              // [kGradients*H]
   T *h_panels, *x_panels;
   int64_t row_stride, chunk;
-  int64_t s0, s1;            // steps of this chunk
+  int64_t s0, s1;  // steps of this chunk
 
   static int useful_threads(const hotloop_forward_args& f, int threads) {
     const double flops = 4.0 * f.seq_len * f.batch_size * G * f.hidden_size * (double)(f.input_size + f.hidden_size);
@@ -164,7 +164,7 @@ struct BackwardRun {
     pack_by_column<G>(static_cast<const T*>(f.weight_hh), H, H, Cell::kHGate, weight_hh);
     if (args.grad_x) {
       pack_by_column<G>(static_cast<const T*>(f.weight_ih), H, f.input_size,
-                        reinterpret_cast<const int(&)[G]>(in_order), weight_ih);
+                        reinterpret_cast<const int (&)[G]>(in_order), weight_ih);
     }
     __builtin_memset(zeros, 0, H * sizeof(T));
     __builtin_memset(bias_sums, 0, Cell::kGradients * H * sizeof(T));
@@ -349,9 +349,7 @@ struct BackwardRun {
   static void recurrence_task(void* run, int index, int count) {
     static_cast<BackwardRun*>(run)->recurrence(index, count);
   }
-  static void products_task(void* run, int index, int count) {
-    static_cast<BackwardRun*>(run)->products(index, count);
-  }
+  static void products_task(void* run, int index, int count) { static_cast<BackwardRun*>(run)->products(index, count); }
 };
 
 template <class Cell, class T>

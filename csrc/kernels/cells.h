@@ -98,7 +98,7 @@ struct Gru {
     const V one = splat<Element<V>>(1);
     const V r = saved[0], z = saved[1], n = saved[2], q = saved[3];
     const V dx_n = dh * (one - z) * fnma(n, n, one);
-    da[0] = dx_n * r;              // dq
+    da[0] = dx_n * r;  // dq
     da[1] = dx_n * q * (r * (one - r));
     da[2] = dh * (h_prev - n) * (z * (one - z));
     da[3] = dx_n;

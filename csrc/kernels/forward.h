@@ -55,8 +55,8 @@ template <class Cell, class T>
 struct PackedWeights {
   static constexpr int kL = kLanes<T>;
   T *weight_ih, *weight_hh;  // pack_by_unit
-  T* bias;                   // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
-  T* bias_apart;             // [block][lane] b_hh of the gate kept apart
+  T* bias;        // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
+  T* bias_apart;  // [block][lane] b_hh of the gate kept apart
 
   static HOTLOOP_INLINE PackedWeights carve(Carver& carver, int64_t input_size, int64_t hidden_size) {
     const int64_t blocks = blocks_of(hidden_size, kL), vectors = blocks * Cell::kGates;
@@ -91,13 +91,13 @@ template <class T>
 struct ForwardStep {
   const T* projected;  // [B, G*H]
   int64_t projected_row;
-  T* gates;            // [B, S*H] or null
+  T* gates;  // [B, S*H] or null
   int64_t gates_row;
-  const T* h_prev;     // [B, H]
+  const T* h_prev;  // [B, H]
   int64_t h_prev_row;
   T* h;
   int64_t h_row;
-  const T* c_prev;     // [B, H] contiguous but for the zero row
+  const T* c_prev;  // [B, H] contiguous but for the zero row
   int64_t c_prev_row;
   T* c;
 };
@@ -326,8 +326,8 @@ int forward(hotloop_forward_args& args, int threads, int64_t deadline) {
     run.packed.fill(args);
   }
   if (args.cursor == 0) __builtin_memset(run.zeros, 0, args.hidden_size * sizeof(T));
-  const double step_flops = 2.0 * args.batch_size * Cell::kGates * args.hidden_size *
-                            (double)(args.input_size + args.hidden_size);
+  const double step_flops =
+      2.0 * args.batch_size * Cell::kGates * args.hidden_size * (double)(args.input_size + args.hidden_size);
   const int64_t slice = step_flops < 1 ? args.seq_len : (int64_t)(kSliceFlops / step_flops) + 1;
   while (args.cursor < args.seq_len) {
     run.steps = slice < args.seq_len - args.cursor ? slice : args.seq_len - args.cursor;

@@ -18,11 +18,11 @@ template <>
 struct Exp<float> {
   using Int = int32_t;
   static constexpr int kMantissa = 23;
-  static constexpr Int kOne = 127 << 23;            // the bits of 1.0
-  static constexpr float kRound = 12582912.0f;      // 1.5 * 2^23: adding it leaves round(x) in the low bits
-  static constexpr float kLowest = -88.0f;          // exp of less is subnormal
+  static constexpr Int kOne = 127 << 23;        // the bits of 1.0
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
+  static constexpr float kLowest = -88.0f;      // exp of less is subnormal
   static constexpr float kLog2e = 1.44269504f;
-  static constexpr float kLn2High = 0x1.62e4p-1f;   // n * kLn2High is exact without fma
+  static constexpr float kLn2High = 0x1.62e4p-1f;  // n * kLn2High is exact without fma
   static constexpr float kLn2Low = 1.42860682e-6f;
   static constexpr int kTerms = 5;
   static constexpr float kQ[kTerms] = {0.5f, 0.16666577f, 0.0416665547f, 0.00836317307f, 0.00139261761f};
@@ -39,7 +39,10 @@ struct Exp<double> {
   static constexpr double kLn2High = 0x1.62e42fefa38p-1;
   static constexpr double kLn2Low = 5.4979230187083712e-14;
   static constexpr int kTerms = 10;
-  static constexpr double kQ[kTerms] = {0.5000000000000001, 0.16666666666666667, 0.041666666666624162, 0.0083333333333300644, 0.0013888888917196719, 0.00019841269863040545, 2.4801521322368693e-5, 2.7557268480310026e-6, 2.7620075879983367e-7, 2.5100375832561234e-8};
+  static constexpr double kQ[kTerms] = {0.5000000000000001,    0.16666666666666667,   0.041666666666624162,
+                                        0.0083333333333300644, 0.0013888888917196719, 0.00019841269863040545,
+                                        2.4801521322368693e-5, 2.7557268480310026e-6, 2.7620075879983367e-7,
+                                        2.5100375832561234e-8};
 };
 
 // exp(z) = scale * (1 + p) for z <= 0. The product is left to the caller, who wants exp(z) or exp(z) - 1.

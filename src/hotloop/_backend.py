@@ -185,7 +185,7 @@ def info() -> Info:
     backend = active()
     reasons = dict(_why_not)
     wanted = os.environ.get("HOTLOOP_BACKEND", "")
-    if wanted and wanted != ORDER[0] and backend.NAME == wanted:
+    if wanted and wanted != ORDER[0] and wanted == backend.NAME:
         reasons[ORDER[0]] = f"HOTLOOP_BACKEND={wanted}"
     return Info(
         version=metadata.version("hotloop"),

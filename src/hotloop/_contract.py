@@ -156,7 +156,8 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
                 raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
         else:
             raise TypeError(f"{name}: expected {dtype} (the dtype of weight_ih), got {value.dtype}")
-    return value if value.flags.aligned else value.copy()
+    array: Array = value if value.flags.aligned else value.copy()
+    return array
 
 
 def _with_unit_feature_stride(array: Array) -> Array:
@@ -234,7 +235,8 @@ class Layout(NamedTuple):
         """A new sequence in the caller's layout."""
         if self.unbatched:
             return _memory.empty((seq_len, features), dtype)
-        return _memory.empty((batch_size, seq_len, features) if self.batch_first else (seq_len, batch_size, features), dtype)
+        rows = (batch_size, seq_len) if self.batch_first else (seq_len, batch_size)
+        return _memory.empty((*rows, features), dtype)
 
     def state(self, array: Array) -> Array:
         return array[0] if self.unbatched else array
@@ -277,6 +279,7 @@ def check_forward(
     c0 = _check_state("c0", c0, weights, batch_size, layout.unbatched)
     output = layout.empty_sequence(seq_len, batch_size, hidden_size, dtype)
     state = (batch_size, hidden_size)
+    steps = (seq_len, batch_size)
     args = Forward(
         weights=weights,
         packed=packed,
@@ -288,8 +291,8 @@ def check_forward(
         output=layout.time_major(output),
         h_n=np.empty(state, dtype),
         c_n=np.empty(state, dtype) if cell.has_c else None,
-        gates=_memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if training and cell.saved else None,
-        c=_memory.empty((seq_len, batch_size, hidden_size), dtype) if training and cell.has_c else None,
+        gates=_memory.empty((*steps, cell.saved * hidden_size), dtype) if training and cell.saved else None,
+        c=_memory.empty((*steps, hidden_size), dtype) if training and cell.has_c else None,
     )
     return args, output, layout
 
@@ -312,7 +315,7 @@ def check_backward(
     hidden_size, dtype = weights.hidden_size, weights.dtype
     if grad_output is not None:
         grad_output = as_array("grad_output", grad_output, dtype)
-        shape = (seq_len, batch_size, hidden_size)
+        shape: tuple[int, ...] = (seq_len, batch_size, hidden_size)
         rule = "(seq_len, batch_size, hidden_size)"
         if layout.unbatched:
             shape, rule = (seq_len, hidden_size), "(seq_len, hidden_size)"

@@ -24,7 +24,7 @@ _AGAIN = lib.HOTLOOP_AGAIN
 
 def isas() -> tuple[str, ...]:
     """The instruction sets this processor can run, best first."""
-    names = []
+    names: list[str] = []
     while name := lib.hotloop_isa_at(len(names)):
         names.append(ffi.string(name).decode())
     return tuple(names)

@@ -50,8 +50,9 @@ def forward(args: Forward) -> None:
         h_share = h @ w.weight_hh.T + _bias(w.bias_hh)
         saved: tuple[Array, ...] = ()
         if cell is LSTM:
-            *saved_list, c, h = _cells.lstm_forward(*np.split(x_share + h_share, 4, axis=1), c, np.tanh, sigmoid)
-            saved = tuple(saved_list)
+            a_i, a_f, a_g, a_o = np.split(x_share + h_share, 4, axis=1)
+            i, f, g, o, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, np.tanh, sigmoid)
+            saved = (i, f, g, o)
             if args.c is not None:
                 args.c[t] = c
         elif cell is GRU:

@@ -81,9 +81,7 @@ def _vjp(args: Forward, output: Array, layout: Layout) -> Callable[..., Any]:
 
         return vjp
 
-    def vjp_without_c(
-        grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None
-    ) -> Gradients:
+    def vjp_without_c(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Gradients:
         result: Gradients = run(grad_output, grad_h_n, None, wrt)
         return result
 
@@ -499,7 +497,11 @@ def clip_grad_norm_(
     >>> bool(np.isclose(np.hypot(grads["weight"][0], grads["bias"][0]), 1.0))
     True
     """
-    items = (grads,) if isinstance(grads, np.ndarray) else grads.values() if isinstance(grads, Mapping) else grads
+    items: Iterable[Any]
+    if isinstance(grads, np.ndarray):
+        items = (grads,)
+    else:
+        items = grads.values() if isinstance(grads, Mapping) else grads
     arrays = [item for item in items if item is not None]
     if not max_norm >= 0:
         raise ValueError(f"max_norm: expected a number >= 0, got {max_norm}")

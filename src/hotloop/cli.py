@@ -1,0 +1,142 @@
+"""The command `hotloop`: `hotloop info` and `hotloop bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import info
+from ._backend import processors
+
+if TYPE_CHECKING:
+    from .bench.problems import Shape
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments, those of the process where None.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="hotloop", description="Fused RNN, LSTM and GRU kernels for CPUs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="what hotloop runs on, and why a better backend is not in use")
+    _add_bench(commands.add_parser("bench", help="time hotloop against every library that is installed"))
+    options = parser.parse_args(arguments)
+    if options.command == "info":
+        print(info())
+        return 0
+    return _bench(options, ["hotloop", *arguments])
+
+
+def _shape(text: str) -> Shape:
+    try:
+        steps, batch, inputs, hidden = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected four integers T,B,I,H, got {text!r}") from None
+    if min(steps, batch, inputs, hidden) < 1:
+        raise argparse.ArgumentTypeError(f"expected integers >= 1, got {text!r}")
+    return steps, batch, inputs, hidden
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    # Only names, no libraries: `hotloop --help` is to work and to be quick without the extra.
+    from .bench.peers import PEERS
+    from .bench.problems import CELL_NAMES, DEFAULT_GROUPS, DTYPES, GROUPS, MODES
+
+    counts = [count for count in (1, 2) if count <= processors()]
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a fixed list of shapes, in under two minutes")
+    size.add_argument("--smoke", action="store_true", help="tiny shapes, to see that everything works")
+    size.add_argument(
+        "--problems", action="append", choices=GROUPS, metavar="GROUP",
+        help=f"groups of problems: {', '.join(GROUPS)} (default: {', '.join(DEFAULT_GROUPS)})",
+    )  # fmt: skip
+    size.add_argument(
+        "--shape", action="append", type=_shape, metavar="T,B,I,H", help="these shapes in place of a group; repeatable"
+    )
+    parser.add_argument("--cells", nargs="+", choices=CELL_NAMES, default=CELL_NAMES, help="default: all")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: both")
+    parser.add_argument("--threads", nargs="+", type=int, metavar="N",
+                        help=f"default: {' '.join(map(str, counts))}; with --smoke: 1")  # fmt: skip
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="PEER",
+                        help=f"default: all of {', '.join(PEERS)} that are installed")  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--isa", help="our instruction set, in place of the best one")
+    parser.add_argument("--seconds-per-case", type=float, metavar="S",
+                        help="bound on the time of a problem whose ratios are not yet known to 2 %%")  # fmt: skip
+    parser.add_argument("--roof", action="store_true", help="print the parts of the roof")
+    parser.add_argument("--out", type=Path, default=Path("hotloop-bench"), metavar="DIR", help="default: %(default)s")
+    parser.set_defaults(counts=counts)
+
+
+def _bench(options: argparse.Namespace, command: list[str]) -> int:
+    try:
+        import matplotlib  # noqa: F401  (here, not after minutes of measuring)
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError as error:
+        print(f'hotloop bench needs {error.name}: install "hotloop[bench]"', file=sys.stderr)
+        return 2
+    from .bench.problems import DEFAULT_GROUPS, select
+    from .bench.processes import WorkerError
+    from .bench.report import write_report
+    from .bench.results import ours
+    from .bench.rounds import Effort
+    from .bench.run import Settings, run
+    from .bench.table import print_results
+
+    groups = ["quick"] if options.quick else ["smoke"] if options.smoke else options.problems or DEFAULT_GROUPS
+    problems = select(
+        groups, shapes=options.shape or (), cells=options.cells, modes=options.modes, dtype=options.dtype
+    )  # fmt: skip
+    threads = sorted(set(options.threads or ([1] if options.smoke else options.counts)))
+    for count in threads:
+        if not 1 <= count <= processors():
+            print(f"--threads: expected 1 to {processors()}, got {count}", file=sys.stderr)
+            return 2
+    effort, total = Effort(), None
+    if options.quick:
+        effort, total = Effort(min_rounds=5, max_seconds=6.0), 105.0
+    elif options.smoke:
+        effort = Effort(sample_seconds=5e-4, samples=1, min_rounds=2, max_seconds=0.0)
+    if options.seconds_per_case is not None:
+        effort = Effort(effort.sample_seconds, effort.samples, effort.min_rounds, options.seconds_per_case)
+    settings = Settings(options.peers, threads, options.isa, effort, total)
+
+    # Where nobody looks at a terminal, a line is as long as it is.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=len(problems))
+            record = run(
+                problems,
+                settings,
+                command=command,
+                progress=lambda done, text: bar.update(task, completed=done, description=text),
+            )
+    except WorkerError as error:
+        print(f"hotloop bench: {error}", file=sys.stderr)
+        return 1
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    data, page = options.out / "run.json", options.out / "report.html"
+    data.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_report(record, page)
+    print_results(record, console, show_roof=options.roof)
+    console.print(f"{data}  {page}", highlight=False, soft_wrap=True)
+    if record["interrupted"]:
+        return 130
+    return 0 if all(ours(case) is not None for case in record["cases"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
