@@ -1,0 +1,1 @@
+"""What the `hotloop bench` command runs: problems, peers, timing, roof, report."""

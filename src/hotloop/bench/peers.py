@@ -1,0 +1,356 @@
+"""The candidates: ourselves and the libraries we are compared with, each at its best and doing the same work.
+
+Everything here runs inside a worker process; libraries are imported only there. A candidate holds packed weights in
+inference where it can; in training weights change every step, so nothing is prepared.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import _cells, functional
+from .._backend import info
+from .._contract import Array
+from ..layers import Direction
+from .check import WEIGHT_NAMES, Inputs, run_functional
+from .problems import Problem
+
+
+class Unsupported(Exception):
+    """The candidate cannot do this problem, and why."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A problem, ready to run.
+
+    `run` is what is timed. `answer` runs the same thing once more, with the upstream gradient given (inference
+    ignores it), and returns output, x, weight_ih, weight_hh, bias_ih and bias_hh; inference only the output.
+    """
+
+    run: Callable[[], object]
+    answer: Callable[[Array], dict[str, Array]]
+
+
+class Candidate(Protocol):
+    """One library at one number of threads, in a process of its own."""
+
+    def versions(self) -> dict[str, str]:
+        """Return what was measured, by name."""
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
+        """Do all that need not be done again for every call. Raises Unsupported."""
+
+
+class Hotloop:
+    """Ourselves, on whatever backend is active: the native one, or the numpy one as a peer."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def versions(self) -> dict[str, str]:
+        """Return what was measured, by name."""
+        about = info()
+        return {"hotloop": about.version, "backend": about.backend, "variant": about.variant, "numpy": np.__version__}
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
+        """Pack the weights for inference; for training there is nothing to prepare."""
+        threads = self._threads
+        if problem.mode == "inference":
+            direction = Direction(problem.cell_key, *inputs.weights)
+            x = inputs.x
+            return Prepared(
+                run=lambda: direction(x, threads=threads),
+                answer=lambda _: {"output": direction(x, threads=threads)[0]},
+            )
+        function = getattr(functional, f"{problem.cell}_vjp")
+        x, weights, grad_output = inputs.x, inputs.weights, inputs.grad_output
+
+        def step() -> object:
+            _, vjp = function(x, *weights, threads=threads)
+            return vjp(grad_output)
+
+        return Prepared(step, lambda gradient: run_functional(problem, inputs, gradient, threads))
+
+
+class Torch:
+    """torch.nn.LSTM, GRU and RNN: under inference_mode, and forward + output.backward(gradient)."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._torch: Any = torch
+
+    def versions(self) -> dict[str, str]:
+        """Return what was measured, by name."""
+        return {"torch": self._torch.__version__}
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
+        """Make a module with our weights."""
+        torch = self._torch
+        kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[problem.cell]
+        module = kind(problem.input_size, problem.hidden_size, dtype=getattr(torch, problem.dtype))
+        with torch.no_grad():
+            for name, value in zip(WEIGHT_NAMES, inputs.weights, strict=True):
+                getattr(module, f"{name}_l0").copy_(torch.from_numpy(value))
+        x = torch.from_numpy(inputs.x)
+        if problem.mode == "inference":
+            module.eval()
+
+            @torch.inference_mode()  # type: ignore[untyped-decorator]
+            def infer() -> Any:
+                return module(x)
+
+            return Prepared(infer, lambda _: {"output": infer()[0].numpy()})
+
+        x.requires_grad_()
+        grad_output = torch.from_numpy(inputs.grad_output)
+
+        def step(gradient: Any = grad_output) -> Any:
+            module.zero_grad(set_to_none=True)
+            x.grad = None
+            output, _ = module(x)
+            output.backward(gradient)
+            return output
+
+        def answer(gradient: Array) -> dict[str, Array]:
+            output = step(torch.from_numpy(gradient))
+            grads = {name: getattr(module, f"{name}_l0").grad.numpy() for name in WEIGHT_NAMES}
+            return {"output": output.detach().numpy(), "x": x.grad.numpy(), **grads}
+
+        return Prepared(step, answer)
+
+
+# Gate order and operator of ONNX, from its operator specification: LSTM i o f c (c is our g), GRU z r h (h is our n).
+ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
+
+
+def onnx_model(problem: Problem, inputs: Inputs) -> bytes:
+    """Write the forward pass as an ONNX model with fixed shapes: input x, outputs output, h_n and c_n."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    order = ONNX_GATES[problem.cell]
+
+    def reorder(array: Array) -> Array:
+        return np.concatenate([np.split(array, problem.gates)[gate] for gate in order])
+
+    constants = {
+        "weight_ih": reorder(inputs.weight_ih)[None],
+        "weight_hh": reorder(inputs.weight_hh)[None],
+        "bias": np.concatenate((reorder(inputs.bias_ih), reorder(inputs.bias_hh)))[None],
+    }
+    outputs = ["output", "h_n", "c_n"] if problem.cell == "lstm" else ["output", "h_n"]
+    attributes: dict[str, Any] = {"linear_before_reset": 1} if problem.cell == "gru" else {}
+    node = helper.make_node(
+        problem.cell.upper(),
+        ["x", *constants],
+        outputs,
+        hidden_size=problem.hidden_size,
+        **attributes,
+    )
+    element = TensorProto.DOUBLE if problem.dtype == "float64" else TensorProto.FLOAT
+    steps, batch, hidden = problem.seq_len, problem.batch_size, problem.hidden_size
+    shapes = {"output": (steps, 1, batch, hidden), "h_n": (1, batch, hidden), "c_n": (1, batch, hidden)}
+    graph = helper.make_graph(
+        [node],
+        problem.name,
+        [helper.make_tensor_value_info("x", element, (steps, batch, problem.input_size))],
+        [helper.make_tensor_value_info(name, element, shapes[name]) for name in outputs],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    )
+    # Opset 14 and IR 8 are the oldest that say everything needed here, so that older runtimes load it too.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+class OnnxRuntime:
+    """A session with its inputs and outputs bound once: no copy and no allocation in a call."""
+
+    def __init__(self, threads: int) -> None:
+        import onnxruntime
+
+        self._threads = threads
+        self._runtime: Any = onnxruntime
+
+    def versions(self) -> dict[str, str]:
+        """Return what was measured, by name."""
+        return {"onnxruntime": self._runtime.__version__, "onnx": metadata.version("onnx")}
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
+        """Make a session, inference only."""
+        if problem.mode == "training":
+            raise Unsupported("inference only")
+        runtime = self._runtime
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        try:
+            session = runtime.InferenceSession(onnx_model(problem, inputs), options, ["CPUExecutionProvider"])
+        except runtime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+            raise Unsupported(str(error).strip().splitlines()[0]) from error
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", runtime.OrtValue.ortvalue_from_numpy(inputs.x))
+        results = {}
+        for value in session.get_outputs():
+            results[value.name] = runtime.OrtValue.ortvalue_from_shape_and_type(value.shape, inputs.x.dtype)
+            binding.bind_ortvalue_output(value.name, results[value.name])
+
+        def infer() -> None:
+            session.run_with_iobinding(binding)
+
+        def answer(_: Array) -> dict[str, Array]:
+            infer()
+            return {"output": results["output"].numpy()[:, 0]}
+
+        return Prepared(infer, answer)
+
+
+class OpenVino:
+    """The ONNX model compiled for latency, run through one inference request whose tensors stay where they are."""
+
+    def __init__(self, threads: int) -> None:
+        import openvino
+
+        self._threads = threads
+        self._openvino: Any = openvino
+        self._core: Any = openvino.Core()
+
+    def versions(self) -> dict[str, str]:
+        """Return what was measured, by name."""
+        return {"openvino": metadata.version("openvino"), "onnx": metadata.version("onnx")}
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
+        """Compile the model, inference only."""
+        if problem.mode == "training":
+            raise Unsupported("inference only")
+        if problem.dtype != "float32":
+            raise Unsupported("computes in float32 only")
+        config = {
+            "INFERENCE_NUM_THREADS": self._threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        compiled = self._core.compile_model(self._core.read_model(onnx_model(problem, inputs)), "CPU", config)
+        request = compiled.create_infer_request()
+        request.set_input_tensor(self._openvino.Tensor(inputs.x, shared_memory=True))
+
+        def answer(_: Array) -> dict[str, Array]:
+            request.infer()
+            return {"output": np.array(request.get_output_tensor(0).data)[:, 0]}
+
+        return Prepared(request.infer, answer)
+
+
+class Jax:
+    """jit of a lax.scan over steps, the input projection hoisted out of it; value_and_grad for training."""
+
+    def __init__(self, threads: int) -> None:
+        import jax
+
+        self._jax: Any = jax
+        self._jax.config.update("jax_enable_x64", True)
+
+    def versions(self) -> dict[str, str]:
+        """Return what was measured, by name."""
+        return {"jax": self._jax.__version__, "jaxlib": metadata.version("jaxlib")}
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
+        """Compile for the problem's shape."""
+        jax = self._jax
+        forward = _jax_forward(jax, problem)
+        x, *weights = (jax.device_put(array) for array in (inputs.x, *inputs.weights))
+        if problem.mode == "inference":
+            compiled = jax.jit(forward).lower(x, *weights).compile()
+
+            def infer() -> Any:
+                return jax.block_until_ready(compiled(x, *weights))
+
+            return Prepared(infer, lambda _: {"output": np.asarray(infer()[0])})
+
+        def loss(arguments: tuple[Any, ...], gradient: Any) -> tuple[Any, Any]:
+            output = forward(*arguments)[0]
+            return (output * gradient).sum(), output
+
+        arguments = (x, *weights)
+        grad_output = jax.device_put(inputs.grad_output)
+        compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(arguments, grad_output).compile()
+
+        def step(gradient: Any = grad_output) -> Any:
+            return jax.block_until_ready(compiled(arguments, gradient))
+
+        def answer(gradient: Array) -> dict[str, Array]:
+            (_, output), grads = step(jax.device_put(gradient))
+            names = ("x", *WEIGHT_NAMES)
+            return {"output": np.asarray(output), **{n: np.asarray(g) for n, g in zip(names, grads, strict=True)}}
+
+        return Prepared(step, answer)
+
+
+def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
+    """Put the specification's own equations under lax.scan."""
+    jnp, sigmoid, tanh = jax.numpy, jax.nn.sigmoid, jax.numpy.tanh
+
+    def forward(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
+        def split(array: Any) -> Any:
+            return jnp.split(array, problem.gates, axis=1)
+
+        def lstm_step(state: Any, x_share: Any) -> Any:
+            h, c = state
+            a_i, a_f, a_g, a_o = split(x_share + h @ weight_hh.T)
+            *_, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, tanh, sigmoid)
+            return (h, c), h
+
+        def gru_step(h: Any, x_share: Any) -> Any:
+            (x_r, x_z, x_n), (h_r, h_z, q) = split(x_share), split(h @ weight_hh.T + bias_hh)
+            *_, h = _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, tanh, sigmoid)
+            return h, h
+
+        def rnn_step(h: Any, x_share: Any) -> Any:
+            h = _cells.rnn_tanh_forward(x_share + h @ weight_hh.T, tanh)
+            return h, h
+
+        zeros = jnp.zeros((problem.batch_size, problem.hidden_size), x.dtype)
+        start = (zeros, zeros) if problem.cell == "lstm" else zeros
+        # The GRU's reset gate multiplies bias_hh too, so there it stays inside the loop.
+        bias = bias_ih if problem.cell == "gru" else bias_ih + bias_hh
+        step = {"lstm": lstm_step, "gru": gru_step, "rnn": rnn_step}[problem.cell]
+        state, output = jax.lax.scan(step, start, x @ weight_ih.T + bias)
+        return output, state
+
+    return forward
+
+
+OURS = "hotloop"
+CANDIDATES: dict[str, Callable[[int], Candidate]] = {
+    OURS: Hotloop,
+    "numpy": Hotloop,  # in a worker whose backend is numpy
+    "torch": Torch,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "jax": Jax,
+}
+PEERS = tuple(name for name in CANDIDATES if name != OURS)
+
+_MODULES = {
+    "numpy": ("numpy",),
+    "torch": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "openvino": ("openvino", "onnx"),
+    "jax": ("jax",),
+}
+
+
+def missing_modules(peer: str) -> list[str]:
+    """Return the modules a peer needs that are not installed; none where it can be measured."""
+    return [module for module in _MODULES.get(peer, ()) if importlib.util.find_spec(module) is None]

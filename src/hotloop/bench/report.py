@@ -1,0 +1,343 @@
+"""The HTML report: one file without scripts or links to elsewhere, made from the JSON record alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from . import results
+from .peers import CANDIDATES, OURS
+from .problems import Problem
+
+# Okabe and Ito's palette, which the colour-blind tell apart; markers say the same again, and solid and dashed lines
+# tell the threads apart. Its yellow is left out: it vanishes on white.
+STYLES = {
+    "hotloop": ("#D55E00", "o"),
+    "torch": ("#0072B2", "s"),
+    "onnxruntime": ("#009E73", "^"),
+    "openvino": ("#CC79A7", "D"),
+    "jax": ("#56B4E9", "v"),
+    "numpy": ("#666666", "x"),
+}
+DASHES = ("-", "--", ":", "-.")
+
+LABELS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN (tanh)"}
+
+
+def write_report(record: Mapping[str, Any], path: Path) -> None:
+    """Write the report of a record."""
+    path.write_text(render(record), encoding="utf-8")
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Return the report as a string of HTML."""
+    cases = record["cases"]
+    about = record["environment"]["hotloop"]
+    sections = [
+        _head(record),
+        _summary(record),
+        '<h2 id="plots">Throughput</h2>',
+        "<p>Throughput of the matrix products (left) and time steps of the whole batch a second (right); both axes "
+        "logarithmic. Solid lines and plain bars: one thread; dashed lines and hatched bars: more.</p>",
+        '<div class="plots">' + "".join(_figures(cases)) + "</div>",
+        '<h2 id="cases">All cases</h2>',
+        _case_table(cases),
+        '<h2 id="candidates">All candidates</h2>',
+        _candidate_table(cases),
+        _environment(record),
+    ]
+    title = f"hotloop {about['version']} on {about['processor']}"
+    body = "\n".join(sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; background: #fff; color: #1a1a1a; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 82rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+p { max-width: 46rem; }
+a { color: #00527f; }
+code { font-size: .9em; overflow-wrap: anywhere; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin: 1rem 0; }
+.tiles div { border: 1px solid #ccc; border-radius: .4rem; padding: .6rem .8rem; }
+.tiles b { display: block; font-size: 1.35rem; line-height: 1.4; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+.plots img { width: 100%; height: auto; display: block; }
+.scroll { overflow-x: auto; border: 1px solid #ccc; border-radius: .4rem; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
+th { background: #f3f3f3; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; }
+td:first-child { background: #fff; }
+tr.behind td { background: #fff1e6; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 8rem; } }
+@media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+"""
+
+
+def _head(record: Mapping[str, Any]) -> str:
+    about = record["environment"]["hotloop"]
+    where = f"{about['processor']}, {about['backend']} backend ({about['variant']}), {record['date']}"
+    return (
+        f"<h1>hotloop {escape(about['version'])} against other libraries</h1>\n<p>{escape(where)}</p>\n"
+        '<p><a href="#plots">Plots</a> &middot; <a href="#cases">Cases</a> &middot; '
+        '<a href="#candidates">Candidates</a> &middot; <a href="#environment">Environment and remarks</a></p>'
+    )
+
+
+def _summary(record: Mapping[str, Any]) -> str:
+    """How many problems we lead, for each cell and mode."""
+    tiles = []
+    for cell, mode in _kinds(record["cases"]):
+        ratios = [
+            row.overall.value
+            for case in record["cases"]
+            if (case["problem"]["cell"], case["problem"]["mode"]) == (cell, mode)
+            for row in results.rows(case)
+            if row.overall is not None
+        ]
+        if ratios:
+            low, high = (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}" for ratio in (min(ratios), max(ratios)))
+            span = f"{low}x" if len(ratios) == 1 else f"{low} to {high}x"
+            led = sum(ratio >= 1 for ratio in ratios)
+            problems = f"{led} of {len(ratios)} problem{'s' if len(ratios) > 1 else ''}"
+            tiles.append(f"<div>{LABELS[cell]}, {mode}<b>{span}</b>ahead on {problems}</div>")
+    if not tiles:
+        return "<p>No peer was measured.</p>"
+    load = record["environment"]["load"]
+    note = f" The machine was busy at the start (load {load}): do not quote." if load > 0.5 else ""
+    return (
+        "<p>Speed-up of hotloop over the fastest of the other libraries, each at its best number of threads."
+        f"{note}</p>\n"
+        f'<div class="tiles">{"".join(tiles)}</div>'
+    )
+
+
+def _kinds(cases: Sequence[results.Case]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((case["problem"]["cell"], case["problem"]["mode"]) for case in cases))
+
+
+def _figures(cases: Sequence[results.Case]) -> Iterator[str]:
+    """One plot for each cell, mode and (B, I, H): over sequence length where there are several, else bars."""
+    groups: dict[tuple[str, str, int, int, int], list[results.Case]] = {}
+    for case in cases:
+        p = results.problem_of(case)
+        groups.setdefault((p.cell, p.mode, p.batch_size, p.input_size, p.hidden_size), []).append(case)
+    for (cell, mode, batch, inputs, hidden), members in groups.items():
+        title = f"{LABELS[cell]}, {mode}, B={batch} I={inputs} H={hidden}"
+        members.sort(key=lambda case: case["problem"]["seq_len"])
+        if not any(results.timed(case) for case in members):
+            continue
+        draw = _draw_lines if len({case["problem"]["seq_len"] for case in members}) > 1 else _draw_bars
+        with mpl.rc_context({"font.size": 10, "svg.hashsalt": title, "axes.titlesize": 11}):
+            figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+            FigureCanvasSVG(figure)
+            axes = figure.add_subplot()
+            draw(axes, members)
+            if draw is _draw_bars:
+                title += f" T={members[0]['problem']['seq_len']}"
+            axes.set_title(title)
+            yield f'<img alt="{escape(_alternative(title, members))}" src="{_svg(figure)}">'
+
+
+def _alternative(title: str, members: Sequence[results.Case]) -> str:
+    """Say the plot in words."""
+    points = []
+    for case in members:
+        us, peer = results.ours(case), results.best_peer(case)
+        if us is not None:
+            text = f"T={case['problem']['seq_len']}: hotloop {results.gigaflops(case, us):.3g} GF/s"
+            if peer is not None:
+                text += f", {results.format_candidate(peer)} {results.gigaflops(case, peer):.3g} GF/s"
+            points.append(text)
+    return f"{title}. " + "; ".join(points)
+
+
+def _draw_lines(axes: Axes, members: Sequence[results.Case]) -> None:
+    lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    for case in members:
+        for candidate in results.timed(case):
+            point = (case["problem"]["seq_len"], results.gigaflops(case, candidate))
+            lines.setdefault((candidate["name"], candidate["threads"]), []).append(point)
+    counts = sorted({threads for _, threads in lines})
+    for (name, threads), points in sorted(lines.items(), key=lambda item: (_rank(item[0][0]), item[0][1])):
+        colour, marker = STYLES[name]
+        us = name == OURS
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linestyle=DASHES[counts.index(threads) % len(DASHES)],
+            linewidth=2.4 if us else 1.2,
+            zorder=3 if us else 2,
+            label=f"{name} {threads}t",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("sequence length T")
+    axes.set_ylabel("GF/s")
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
+    lengths = sorted({case["problem"]["seq_len"] for case in members})
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()
+    # For one shape, flops are proportional to steps, so both scales fit the same lines.
+    per_gigaflop = 1e9 * members[0]["problem"]["seq_len"] / members[0]["flops"]
+    right = axes.secondary_yaxis(
+        "right",
+        functions=(lambda rate: rate * per_gigaflop, lambda steps: steps / per_gigaflop),
+    )
+    right.set_ylabel("time steps a second")
+    _plain_ticks(axes.yaxis, axes.get_ylim(), lambda value: f"{value:g}")
+    _plain_ticks(right.yaxis, axes.get_ylim(), results.format_count)
+    axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False, handlelength=3)
+
+
+def _draw_bars(axes: Axes, members: Sequence[results.Case]) -> None:
+    case = members[0]
+    candidates = sorted(results.timed(case), key=results.seconds, reverse=True)
+    names = [results.format_candidate(candidate) for candidate in candidates]
+    rates = [results.gigaflops(case, candidate) for candidate in candidates]
+    bars = axes.barh(
+        names, rates, color=[STYLES[candidate["name"]][0] for candidate in candidates], edgecolor="white", height=0.75
+    )
+    for bar, candidate, rate in zip(bars, candidates, rates, strict=True):
+        if candidate["threads"] > 1:
+            bar.set_hatch("///")
+        text = f" {rate:.3g} GF/s, {results.format_count(results.steps_per_second(case, candidate))} steps/s"
+        axes.text(rate, bar.get_y() + bar.get_height() / 2, text, va="center", fontsize=8)
+    axes.set_xlim(0, 1.75 * max(rates))  # room for the text beside the longest bar
+    axes.set_xlabel("GF/s")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain_ticks(axis: Axis, limits: tuple[float, float], label: Callable[[float], str]) -> None:
+    """Plain numbers in place of powers of ten; where the data span less than two decades, also 2 and 5 of each."""
+    low, high = limits
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _rank(name: str) -> int:
+    return list(CANDIDATES).index(name)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _table(heads: Sequence[str], lines: Sequence[tuple[Sequence[str], bool]]) -> str:
+    """Write a table; a line is its cells and whether to mark it."""
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    body = "\n".join(
+        f"<tr{' class=behind' if marked else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for cells, marked in lines
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def _label(problem: Problem) -> str:
+    shape = f"T{problem.seq_len} B{problem.batch_size} I{problem.input_size} H{problem.hidden_size}"
+    dtype = "" if problem.dtype == "float32" else f" {problem.dtype}"
+    return f"{LABELS[problem.cell]} {problem.mode} {shape}{dtype}"
+
+
+def _case_table(cases: Sequence[results.Case]) -> str:
+    heads = ("problem", "threads", "time", "GF/s", "steps/s", "best peer, same threads", "speed-up (95 % interval)",
+             "best against best", "of roof")  # fmt: skip
+    lines = []
+    for case in cases:
+        for row in results.rows(case):
+            overall = "" if row.overall is None else results.format_interval(row.overall)
+            if row.overall_peer is not None:
+                overall += f" {results.format_candidate(row.overall_peer)}"
+            cells = (
+                _label(row.problem),
+                str(row.threads),
+                results.format_seconds(row.seconds),
+                f"{row.gigaflops:.3g}",
+                results.format_count(row.steps_per_second),
+                results.format_candidate(row.peer),
+                results.format_interval(row.speedup),
+                overall,
+                "-" if row.of_roof is None else f"{row.of_roof:.0%}",
+            )
+            lines.append((cells, row.overall is not None and row.overall.value < 1))
+    note = "<p>Shaded: the best peer is faster than hotloop. A dash: not measured.</p>"
+    return note + _table(heads, lines)
+
+
+def _candidate_table(cases: Sequence[results.Case]) -> str:
+    heads = ("problem", "candidate", "time", "GF/s", "rounds", "largest relative error", "status")
+    lines = []
+    for case in cases:
+        for candidate in case["candidates"]:
+            good = candidate["status"] == "ok" and bool(candidate["rounds"])
+            errors = [error for error in candidate.get("errors", {}).values() if error is not None]
+            detail = candidate["detail"].strip().splitlines()
+            cells = (
+                _label(results.problem_of(case)),
+                results.format_candidate(candidate),
+                results.format_seconds(results.seconds(candidate)) if good else "-",
+                f"{results.gigaflops(case, candidate):.3g}" if good else "-",
+                str(len(candidate["rounds"])),
+                f"{max(errors):.1e}" if errors else "-",
+                candidate["status"] + (f": {detail[-1][:80]}" if detail else ""),
+            )
+            lines.append((cells, candidate["status"] in ("failed", "wrong")))
+    return _table(heads, lines)
+
+
+def _environment(record: Mapping[str, Any]) -> str:
+    environment = record["environment"]
+    lscpu = environment["lscpu"]
+    facts = {
+        "command": " ".join(record["command"]),
+        "date": record["date"],
+        "processor": environment["hotloop"]["processor"],
+        "processors": str(environment["hotloop"]["processors"]),
+        **{key: lscpu[key] for key in ("L1d cache", "L2 cache", "L3 cache", "Hypervisor vendor") if key in lscpu},
+        "load at start": str(environment["load"]),
+        "system": environment["platform"],
+        "Python": environment["python"],
+    }
+    for name, versions in environment["versions"].items():
+        facts[name] = ", ".join(f"{key} {value}" for key, value in versions.items())
+    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
+    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in results.remarks(record))
+    return (
+        f'<h2 id="environment">Environment</h2>\n<dl>{items}</dl>\n'
+        + (f"<h2>Remarks</h2>\n<ul>{remarks}</ul>\n" if remarks else "")
+        + f"<h2>How it was measured</h2>\n<p>{METHOD}</p>"
+    )
+
+
+METHOD = """Every library runs in processes of its own, one for each number of threads, and all but one are stopped. They
+take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
+bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
+weights prepared beforehand; training is forward and backward with all gradients. Floating-point operations are those of
+the matrix products: 2 T B G H (I + H) forward, three times that in training. The roof is what the machine's peak and
+bandwidths allow, measured in the same run."""

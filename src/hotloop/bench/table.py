@@ -1,0 +1,87 @@
+"""The table in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import results
+
+BUSY = 0.5  # load average from which timings are not to be trusted
+
+
+def print_results(record: Mapping[str, Any], console: Console, *, show_roof: bool = False) -> None:
+    """Print every case of a record, then the remarks."""
+    about = record["environment"]["hotloop"]
+    console.print(
+        f"hotloop {about['version']}, {about['backend']} backend ({about['variant']}), {about['processor']}, "
+        f"{record['date']}",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("problem", no_wrap=True)
+    for name in ("threads", "time", "GF/s", "steps/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("best peer", no_wrap=True)
+    table.add_column("speed-up", no_wrap=True)
+    table.add_column("over the best of all", no_wrap=True)
+    table.add_column("of roof", justify="right", no_wrap=True)
+    for case in record["cases"]:
+        lines = list(results.rows(case))
+        if not lines:
+            table.add_row(case["problem"]["name"], "-", "-", "-", "-", "-", "-", "-", "-")
+        for row in lines:
+            overall = "" if row.overall is None else f"{results.format_interval(row.overall)} "
+            table.add_row(
+                row.problem.name if row is lines[0] else "",
+                str(row.threads),
+                results.format_seconds(row.seconds),
+                f"{row.gigaflops:.3g}",
+                results.format_count(row.steps_per_second),
+                results.format_candidate(row.peer),
+                results.format_interval(row.speedup),
+                overall + (results.format_candidate(row.overall_peer) if overall else ""),
+                "-" if row.of_roof is None else f"{row.of_roof:.0%}",
+            )
+    console.print(table, highlight=False)
+    console.print(
+        "speed-up: how many times faster than the best peer at the same number of threads, and our best over the best "
+        "of all;\nmedian of the ratios of interleaved rounds (95 % bootstrap interval).",
+        style="dim",
+        highlight=False,
+    )
+    if show_roof:
+        _print_roof(record, console)
+    if record["environment"]["load"] > BUSY:
+        load = record["environment"]["load"]
+        console.print(f"The machine was busy at the start (load {load}): do not quote these figures.", highlight=False)
+    for remark in results.remarks(record):
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_roof(record: Mapping[str, Any], console: Console) -> None:
+    table = Table(title="roof, its parts", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("problem", no_wrap=True)
+    table.add_column("threads", justify="right")
+    table.add_column("part")
+    table.add_column("least time", justify="right", no_wrap=True)
+    for case in record["cases"]:
+        for row in results.rows(case):
+            parts = results.roof_parts(case, row.threads)
+            if parts is None:
+                table.add_row(row.problem.name, str(row.threads), "no probes without the native module", "-")
+                continue
+            for number, (name, seconds) in enumerate(parts.items()):
+                head = (row.problem.name, str(row.threads)) if number == 0 else ("", "")
+                table.add_row(*head, name, results.format_seconds(seconds))
+            total = sum(parts.values())
+            table.add_row("", "", "sum, and our time", f"{results.format_seconds(total)} of "
+                          f"{results.format_seconds(row.seconds)}")  # fmt: skip
+    console.print(table, highlight=False)
+    for case in record["cases"]:
+        for key, rate in (results.best_rates(case) or {}).items():
+            if key.startswith("cell"):
+                console.print(f"{case['problem']['name']}: {key}: {1e9 / rate:.2f} ns a vector", highlight=False)

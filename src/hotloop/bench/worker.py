@@ -1,0 +1,168 @@
+"""The inside of a worker process: `python -m hotloop.bench.worker CANDIDATE THREADS`.
+
+Requests come as lines of JSON on standard input, replies leave as lines of JSON on standard output:
+
+    {"do": "reference", "problem": {...}, "path": ...}       write the specification's answer to a file
+    {"do": "prepare", "problem": {...}, "reference": path}   get ready, and check the answer
+    {"do": "time", "samples": n}                             seconds a call, n times
+    {"do": "probe", "probes": [...], "seconds": s}           what the machine can do, see roof.py
+
+A reply is {"ok": ...} or {"error": "..."}; the first line, unasked, says what versions are in use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import numpy as np
+
+from .. import info
+from . import roof
+from .check import TOLERANCE, checked_grad_output, checked_steps, make_inputs, reference, relative_errors
+from .peers import CANDIDATES, Candidate, Prepared, Unsupported
+from .problems import Problem
+
+# A worker wakes with cold caches and with its pool's threads asleep. Refilling 32 MiB of cache takes about 1 ms, so
+# 2 ms of calls go by untimed, unless one call is so long that this is under 1 % of it.
+WARM_UP_SECONDS = 2e-3
+LONG_CALL_SECONDS = 0.1
+
+
+class Worker:
+    """One candidate, and the problem it has been given last."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate = candidate
+        self._prepared: Prepared | None = None
+        self._calls = 1
+        self._call_seconds = 0.0
+
+    def hello(self) -> dict[str, Any]:
+        """Say what is in use."""
+        about = info()
+        fields = {**vars(about), "isas": list(about.isas)}
+        return {"versions": self._candidate.versions(), "info": fields}
+
+    def reference(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Write the specification's answer."""
+        arrays: dict[str, Any] = reference(Problem.from_dict(request["problem"]))
+        np.savez(request["path"], **arrays)
+        return {}
+
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Prepare a problem, check the answer, and find how many calls a sample is."""
+        self._prepared = None
+        gc.collect()
+        problem = Problem.from_dict(request["problem"])
+        inputs = make_inputs(problem)
+        try:
+            prepared = self._candidate.prepare(problem, inputs)
+        except Unsupported as error:
+            return {"status": "unsupported", "detail": str(error)}
+        with np.load(request["reference"]) as expected:
+            errors = relative_errors(prepared.answer(checked_grad_output(problem, inputs)), expected)
+        # JSON has no infinity; None stands for an answer that is missing, misshapen or not finite.
+        shown = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+        reply: dict[str, Any] = {"errors": shown, "checked_steps": checked_steps(problem)}
+        worst = max(errors, key=lambda name: errors[name])
+        if not errors[worst] <= TOLERANCE[problem.dtype]:
+            return {**reply, "status": "wrong", "detail": f"{worst}: relative error {errors[worst]:.1e}"}
+        self._prepared = prepared
+        self._calibrate(prepared.run, request["sample_seconds"])
+        return {**reply, "status": "ok", "calls_per_sample": self._calls, "call_seconds": self._call_seconds}
+
+    def _calibrate(self, run: Callable[[], object], sample_seconds: float) -> None:
+        """How many calls a sample is, so that the clock's own 50 ns and its jitter do not count."""
+        self._calls = 1
+        while True:
+            seconds = _time(run, self._calls)
+            self._call_seconds = seconds / self._calls
+            if seconds >= sample_seconds / 2:
+                self._calls = max(1, math.ceil(sample_seconds / self._call_seconds))
+                return
+            self._calls *= 4
+
+    def time(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take samples of the problem prepared last."""
+        if self._prepared is None:
+            raise RuntimeError("no problem is prepared")
+        run = self._prepared.run
+        gc.disable()
+        try:
+            if self._call_seconds < LONG_CALL_SECONDS:
+                start = time.perf_counter()
+                while time.perf_counter() - start < WARM_UP_SECONDS:
+                    run()
+            return {"samples": [_time(run, self._calls) / self._calls for _ in range(request["samples"])]}
+        finally:
+            gc.enable()
+
+    def probe(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the probes of a roof."""
+        probes = [roof.Probe(**probe) for probe in request["probes"]]
+        return {"rates": [roof.run_probe(probe, request["seconds"]) for probe in probes]}
+
+
+def _time(run: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return time.perf_counter() - start
+
+
+def serve(worker: Worker, requests: TextIO, replies: TextIO) -> None:
+    """Answer requests until there are no more."""
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    handlers = {"reference": worker.reference, "prepare": worker.prepare, "time": worker.time, "probe": worker.probe}
+    reply({"ok": worker.hello()})
+    for line in requests:
+        request = json.loads(line)
+        try:
+            reply({"ok": handlers[request["do"]](request)})
+        except Exception as error:  # whatever a library raises is an answer, not the end of the worker
+            reply({"error": f"{type(error).__name__}: {error}"})
+
+
+def use_processors(count: int) -> None:
+    """Confine this process to that many processors, so that no library can run more threads than it was given.
+
+    The last ones, since interrupts tend to be served by the first. Pools are sized by what the process may run on, so
+    this comes before any library is imported.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
+
+
+def die_with_parent() -> None:
+    """End when the parent ends, however it ends: a stopped orphan would never notice its closed pipe."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def main() -> None:
+    """Serve one candidate over this process's standard streams."""
+    name, threads = sys.argv[1], int(sys.argv[2])
+    die_with_parent()
+    use_processors(threads)
+    # Libraries print to standard output; replies keep the real one to themselves.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(Worker(CANDIDATES[name](threads)), sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()
