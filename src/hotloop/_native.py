@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from ._contract import Array, Backward, Forward, Weights
-from ._ffi import ffi, lib
+
+try:
+    from ._ffi import ffi, lib
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "the native module was not built, because the installation found no C++ compiler or no Python headers; "
+        "install one and reinstall hotloop with HOTLOOP_REQUIRE_NATIVE=1"
+    ) from error
 
 NAME = "native"
 
