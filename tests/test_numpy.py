@@ -1,0 +1,299 @@
+"""The specification itself: against central differences, against torch, and against numbers on record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import (
+    BIASES,
+    CELLS,
+    INPUTS,
+    LAYOUTS,
+    PARAMETERS,
+    UPSTREAM,
+    Case,
+    distance,
+    infer,
+    lay_out,
+    subsets,
+    time_major,
+    train,
+)
+
+import hotloop
+from hotloop import _cells, _numpy
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+
+def loss(case, data):
+    """A scalar whose gradient with respect to each result is that result's upstream gradient."""
+    results = infer(case, data)
+    return sum(np.vdot(data[f"grad_{name}"], result) for name, result in results.items() if f"grad_{name}" in data)
+
+
+def central_differences(case, data, name, step=1e-5):
+    gradient = np.empty_like(data[name])
+    for index in np.ndindex(gradient.shape):
+        losses = []
+        for sign in (1, -1):
+            moved = data[name].copy()
+            moved[index] += sign * step
+            losses.append(loss(case, data | {name: moved}))
+        gradient[index] = (losses[0] - losses[1]) / (2 * step)
+    return gradient
+
+
+def upstream_cases():
+    """Every cell with every combination of upstream gradients but none, each in one direction of time."""
+    for cell in CELLS:
+        names = UPSTREAM if cell == "lstm" else UPSTREAM[:2]
+        for number, upstream in enumerate(subsets(names)[1:]):
+            yield Case(cell, seq_len=4, batch_size=2, input_size=3, hidden_size=4, upstream=upstream,
+                       reverse=bool(number % 2))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *upstream_cases(),
+        *(Case(cell, seq_len=3, input_size=2, hidden_size=3, biases=b) for cell in CELLS for b in BIASES[1:]),
+        *(Case(cell, seq_len=1, batch_size=1, input_size=1, hidden_size=1) for cell in CELLS),
+    ],
+    ids=str,
+)
+def test_gradients_are_central_differences(case):
+    data = case.data()
+    gradients = train(case, data)
+    for name in INPUTS:
+        if name in data:
+            assert distance(gradients[f"grad_{name}"], central_differences(case, data, name)) <= 1e-6, name
+    # An absent bias has no gradient; an absent state has one all the same, that of a state of zeros.
+    assert {name for name in PARAMETERS if gradients[f"grad_{name}"] is None} == set(PARAMETERS) - set(data)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_absent_state_is_a_state_of_zeros(cell):
+    case = Case(cell, states=())
+    data = case.data()
+    zeros = np.zeros((case.batch_size, case.hidden_size))
+    given = data | {"h0": zeros} | ({"c0": zeros} if cell == "lstm" else {})
+    absent, present = train(case, data), train(case, given)
+    for name in absent:
+        np.testing.assert_array_equal(absent[name], present[name], err_msg=name)
+
+
+def torch_module(case, data, bidirectional=False):
+    """torch's module of the same cell with the weights of `data`; the second direction has them in reverse order."""
+    options = {"nonlinearity": case.cell.removeprefix("rnn_")} if case.cell.startswith("rnn") else {}
+    module = getattr(torch.nn, case.cell.split("_")[0].upper())(
+        case.input_size, case.hidden_size, batch_first=case.layout == "batch_first", bidirectional=bidirectional,
+        dtype=torch.float64, **options,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name in PARAMETERS:
+            value = torch.tensor(data.get(name, np.zeros(case.rows)))
+            getattr(module, f"{name}_l0").copy_(value)
+            if bidirectional:
+                getattr(module, f"{name}_l0_reverse").copy_(value.flip(-1))
+    return module
+
+
+def torch_train(case, data):
+    """What `train` returns, by torch's module and autograd."""
+    module = torch_module(case, data)
+    steps = [0] if case.layout == "unbatched" else [1] if case.layout == "batch_first" else [0]
+
+    def in_time(tensor):  # torch has no single reverse direction: turn the sequences around
+        return tensor.flip(steps) if case.reverse else tensor
+
+    inputs = {n: torch.tensor(lay_out(n, data[n], case.layout), requires_grad=True) for n in ("x", "h0", "c0")
+              if n in data}  # fmt: skip
+    state = tuple(inputs[name].unsqueeze(0) for name in ("h0", "c0") if name in inputs)
+    output, state = module(in_time(inputs["x"]), *([state if case.cell == "lstm" else state[0]] if state else []))
+    output = in_time(output)
+    states = state if case.cell == "lstm" else (state,)
+    results = dict(zip(("output", "h_n", "c_n"), (output, *(s.squeeze(0) for s in states)), strict=False))
+    upstream = {n: torch.tensor(lay_out(n, data[n], case.layout)) for n in UPSTREAM if n in data}
+    loss = sum((results[name.removeprefix("grad_")] * gradient).sum() for name, gradient in upstream.items())
+    loss.backward()
+    gradients = inputs | {name: getattr(module, f"{name}_l0") for name in PARAMETERS if name in data}
+    results |= {f"grad_{name}": tensor.grad for name, tensor in gradients.items()}
+    return {name: time_major(name, tensor.detach().numpy(), case.layout) for name, tensor in results.items()}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case(c, layout=la, reverse=r, seq_len=7, hidden_size=5) for c in CELLS for la in LAYOUTS for r in (0, 1)),
+        *(Case(c, biases="none", states=(), seq_len=7) for c in CELLS),
+        *(Case(c, upstream=("grad_h_n",), seq_len=7, batch_size=1) for c in CELLS),
+        *(Case(c, seq_len=100, batch_size=5, input_size=11, hidden_size=32) for c in CELLS),
+    ],
+    ids=str,
+)
+def test_torch_agrees(case):
+    data = case.data()
+    ours, theirs = train(case, data), torch_train(case, data)
+    assert {name for name, array in ours.items() if array is not None} >= set(theirs)
+    for name, array in theirs.items():
+        kind = 1e-10 if name.startswith("grad_") else 1e-12
+        assert distance(ours[name], array) <= kind, name
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_torch_agrees_on_both_directions_at_once(cell):
+    """reverse=True is the second direction of torch's bidirectional module: same alignment, same last state."""
+    case = Case(cell, seq_len=6, upstream=("grad_output",))
+    data = case.data()
+    turned = data | {name: np.flip(data[name], -1).copy() for name in PARAMETERS}
+    module = torch_module(case, data, bidirectional=True)
+    x = torch.tensor(data["x"], requires_grad=True)
+    states = [torch.stack([torch.tensor(data[name])] * 2) for name in case.states]
+    output, state = module(x, tuple(states) if cell == "lstm" else states[0])
+    forward, backward = train(case, data), train(replace(case, reverse=True), turned)
+    np.testing.assert_allclose(np.dstack((forward["output"], backward["output"])), output.detach(), rtol=1e-12)
+    for name, tensor in zip(("h_n", "c_n"), state if cell == "lstm" else (state,), strict=False):
+        np.testing.assert_allclose((forward[name], backward[name]), tensor.detach(), rtol=1e-11)
+    upstream = torch.tensor(data["grad_output"])
+    output.backward(torch.cat((upstream, upstream), -1))
+    assert distance(forward["grad_x"] + backward["grad_x"], x.grad) <= 1e-10
+    for name in PARAMETERS:
+        assert distance(backward[f"grad_{name}"], getattr(module, f"{name}_l0_reverse").grad) <= 1e-10, name
+
+
+# Two steps of one unit, recorded from torch 2.13 in float64. x = 0.5, -1.5; h0 = 0.25, c0 = -0.75; gate k (from 0)
+# has weight_ih 0.4 - 0.3 k, weight_hh 0.2 + 0.1 k, bias_ih 0.1 k - 0.05, bias_hh 0.3 - 0.2 k.
+# The loss is output[0] + 2 output[1] + 3 h_n + 5 c_n.
+RECORD = {
+    "rnn_tanh": {
+        "output": [0.46211715726000974, -0.2520274219974525],
+        "h_n": [-0.2520274219974525],
+        "grad_x": [0.6091768077033876, 1.8729643571226362],
+        "grad_h0": [0.3045884038516938],
+        "grad_weight_ih": [-6.262145329580651],
+        "grad_weight_hh": [2.544557915721703],
+        "grad_bias_ih": [6.2053529120650595],
+        "grad_bias_hh": [6.2053529120650595],
+    },
+    "rnn_relu": {
+        "output": [0.5, 0.0],
+        "h_n": [0.0],
+        "grad_x": [0.4, 0.0],
+        "grad_h0": [0.2],
+        "grad_weight_ih": [0.5],
+        "grad_weight_hh": [0.25],
+        "grad_bias_ih": [1.0],
+        "grad_bias_hh": [1.0],
+    },
+    "lstm": {
+        "output": [-0.17149392519488227, -0.0527135771752905],
+        "h_n": [-0.0527135771752905],
+        "c_n": [-0.08141338593726145],
+        "grad_x": [-0.5675708383522019, -0.43368682239864775],
+        "grad_h0": [0.8447331720523881],
+        "grad_c0": [2.733449486649419],
+        "grad_weight_ih": [-0.786852167144605, 0.7751967607037151, -3.127803652547356, 0.04318945060025957],
+        "grad_weight_hh": [-0.07907124890895126, -0.0820280613521433, 0.21827845561464632, -0.03193788542422703],
+        "grad_bias_ih": [0.5998585605809844, -1.696773360027339, 6.067031018028793, -0.28376490925049763],
+        "grad_bias_hh": [0.5998585605809844, -1.696773360027339, 6.067031018028793, -0.28376490925049763],
+    },
+    "gru": {
+        "output": [0.16364602799677955, 0.28373305088915923],
+        "h_n": [0.28373305088915923],
+        "grad_x": [-0.30922763405101034, -0.4433901890107958],
+        "grad_h0": [2.6282322437024286],
+        "grad_weight_ih": [0.02563117297126556, 0.5548109071276581, -2.223689532947083],
+        "grad_weight_hh": [-0.002796293099764019, -0.0036188067820005707, 0.39504153285129495],
+        "grad_bias_ih": [-0.01708744864751039, -0.12072014197029632, 3.6685541470288627],
+        "grad_bias_hh": [-0.01708744864751039, -0.12072014197029632, 1.8754600649945758],
+    },
+}
+
+
+def recorded_problem(cell):
+    gates = np.arange(Case(cell).constants.gates, dtype=np.float64)
+    case = Case(cell, seq_len=2, batch_size=1, input_size=1, hidden_size=1)
+    data = {
+        "x": np.array([0.5, -1.5]).reshape(2, 1, 1),
+        "weight_ih": (0.4 - 0.3 * gates)[:, None],
+        "weight_hh": (0.2 + 0.1 * gates)[:, None],
+        "bias_ih": 0.1 * gates - 0.05,
+        "bias_hh": 0.3 - 0.2 * gates,
+        "h0": np.array([[0.25]]),
+        "c0": np.array([[-0.75]]),
+        "grad_output": np.array([1.0, 2.0]).reshape(2, 1, 1),
+        "grad_h_n": np.array([[3.0]]),
+        "grad_c_n": np.array([[5.0]]),
+    }
+    return case, {n: a for n, a in data.items() if cell == "lstm" or n not in ("c0", "grad_c_n")}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_numbers_on_record(cell):
+    results = train(*recorded_problem(cell))
+    assert set(results) == set(RECORD[cell])
+    for name, numbers in RECORD[cell].items():
+        np.testing.assert_allclose(results[name].ravel(), numbers, rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_one_lstm_step_by_hand():
+    """With weights of zero the biases alone decide: every gate is a sigmoid or tanh of a number one can look up."""
+    case = Case("lstm", seq_len=1, batch_size=1, input_size=1, hidden_size=1)
+    log3 = np.log(3.0)  # sigmoid(log 3) = 3/4, tanh(log 3) = 4/5
+    data = {
+        "x": np.ones((1, 1, 1)),
+        "weight_ih": np.zeros((4, 1)),
+        "weight_hh": np.zeros((4, 1)),
+        "bias_ih": np.array([log3, -log3, log3, 0.0]),  # i = 3/4, f = 1/4, g = 4/5, o = 1/2
+        "c0": np.array([[2.0]]),
+    }
+    results = infer(case, data)
+    assert results["c_n"].item() == pytest.approx(0.25 * 2 + 0.75 * 0.8, rel=1e-15)
+    assert results["h_n"].item() == pytest.approx(0.5 * np.tanh(1.1), rel=1e-15)
+
+
+def test_one_gru_step_by_hand():
+    """r multiplies h's share of gate n, its bias included, and z keeps the old state."""
+    case = Case("gru", seq_len=1, batch_size=1, input_size=1, hidden_size=1)
+    log3 = np.log(3.0)
+    data = {
+        "x": np.ones((1, 1, 1)),
+        "weight_ih": np.array([[log3], [-log3], [0.0]]),  # r = 3/4, z = 1/4
+        "weight_hh": np.zeros((3, 1)),
+        "bias_hh": np.array([0.0, 0.0, log3 * 4 / 3]),  # n = tanh(3/4 * 4/3 log 3) = 4/5
+        "h0": np.array([[2.0]]),
+    }
+    assert infer(case, data)["h_n"].item() == pytest.approx(0.75 * 0.8 + 0.25 * 2, rel=1e-15)
+
+
+def test_sigmoid_keeps_relative_accuracy_in_both_tails():
+    a = np.array([-700.0, -40.0, -1.0, 0.0, 1.0, 40.0, 700.0])
+    np.testing.assert_allclose(_numpy.sigmoid(a), torch.sigmoid(torch.tensor(a)), rtol=1e-15)
+    assert _numpy.sigmoid(np.array([-np.inf, np.inf])).tolist() == [0, 1]
+    assert np.isnan(_numpy.sigmoid(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_relu_on_special_values(dtype):
+    """-inf gives 0, and neither NaN nor a number above half of the largest one is lost; as torch does."""
+    a = np.array([-np.inf, -1.0, -0.0, 0.0, 1.0, np.finfo(dtype).max, np.inf, np.nan], dtype)
+    np.testing.assert_array_equal(_cells.rnn_relu_forward(a), torch.relu(torch.tensor(a)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_overflow_saturates(cell):
+    """Large inputs drive gates to their limits; no warning (they are errors here), no NaN."""
+    case = Case(cell, dtype="float32", seq_len=3)
+    data = case.data()
+    for scale in (1e3, 1e30):
+        results = infer(case, data | {"x": (data["x"] * scale).astype(np.float32)})
+        assert np.isfinite(results["output"]).all()
+
+
+def test_info_names_the_specification():
+    assert hotloop.info().backend == "numpy"
+    assert hotloop.info().variant == f"numpy {np.__version__}"
