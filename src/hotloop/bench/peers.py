@@ -1,7 +1,10 @@
-"""The candidates: ourselves and the libraries we are compared with, each at its best and doing the same work.
+"""The candidates: ourselves and the libraries we are compared with, each at its best.
 
 Everything here runs inside a worker process; libraries are imported only there. A candidate holds packed weights in
 inference where it can; in training weights change every step, so nothing is prepared.
+
+The two inference runtimes get their inputs and outputs bound once, which no user of a changing input has: it saves
+them 3 us (ONNX Runtime) and 45 us (OpenVINO) a call against arrays in and arrays out, as we are called.
 """
 
 from __future__ import annotations

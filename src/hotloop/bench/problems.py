@@ -62,6 +62,11 @@ class Problem:
         return CELLS[self.cell_key].gates
 
     @property
+    def is_judged(self) -> bool:
+        """Whether being slower than a peer counts: nobody trains on sequences of one step."""
+        return self.mode == "inference" or self.seq_len > 1
+
+    @property
     def itemsize(self) -> int:
         """Bytes of one number."""
         return 8 if self.dtype == "float64" else 4

@@ -113,7 +113,7 @@ def _summary(record: Mapping[str, Any]) -> str:
             for case in record["cases"]
             if (case["problem"]["cell"], case["problem"]["mode"]) == (cell, mode)
             for row in results.rows(case)
-            if row.overall is not None
+            if row.overall is not None and row.problem.is_judged
         ]
         if ratios:
             low, high = (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}" for ratio in (min(ratios), max(ratios)))
@@ -285,8 +285,12 @@ def _case_table(cases: Sequence[results.Case]) -> str:
                 overall,
                 "-" if row.of_roof is None else f"{row.of_roof:.0%}",
             )
-            lines.append((cells, row.overall is not None and row.overall.value < 1))
-    note = "<p>Shaded: the best peer is faster than hotloop. A dash: not measured.</p>"
+            behind = row.overall is not None and row.overall.value < 1 and row.problem.is_judged
+            lines.append((cells, behind))
+    note = (
+        "<p>Shaded: the best peer is faster than hotloop (training on one step is shown, but not judged). "
+        "A dash: not measured.</p>"
+    )
     return note + _table(heads, lines)
 
 
@@ -335,7 +339,7 @@ def _environment(record: Mapping[str, Any]) -> str:
     )
 
 
-METHOD = """Every library runs in processes of its own, one for each number of threads, and all but one are stopped. They
+METHOD = """Every library runs in processes of its own, one for each number of threads; all but one are stopped. They
 take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
 bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
 weights prepared beforehand; training is forward and backward with all gradients. Floating-point operations are those of

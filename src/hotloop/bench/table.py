@@ -20,6 +20,7 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         f"hotloop {about['version']}, {about['backend']} backend ({about['variant']}), {about['processor']}, "
         f"{record['date']}",
         highlight=False,
+        markup=False,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("problem", no_wrap=True)

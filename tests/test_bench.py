@@ -1,0 +1,559 @@
+"""The benchmark command: arithmetic, processes and reports. How long anything takes is never asserted."""
+
+import json
+import math
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="the report needs it")
+pytest.importorskip("rich", reason="the table needs it")
+
+from rich.console import Console
+
+from hotloop import cli
+from hotloop.bench import check, problems, processes, report, results, roof, rounds, run, stats
+from hotloop.bench.peers import OURS, PEERS, missing_modules
+from hotloop.bench.problems import GROUPS, Problem
+
+SMALL = Problem("lstm", "training", 6, 2, 5, 9)
+FAST = rounds.Effort(sample_seconds=1e-4, samples=2, min_rounds=3, max_seconds=0.0)
+
+
+# Statistics
+
+
+def test_median_interval_holds_the_median_and_narrows_with_samples():
+    rng = np.random.default_rng(1)
+    few, many = (stats.median_interval(10 + rng.standard_normal(count)) for count in (10, 1000))
+    assert few.low <= few.value <= few.high
+    assert many.low < 10 < many.high
+    assert many.spread < few.spread < 0.2
+    assert stats.median_interval([3, 1, 2]).value == 2
+
+
+def test_interval_of_equal_samples_is_a_point_and_of_one_sample_unknown():
+    assert stats.median_interval([2.0] * 9) == (2, 2, 2)
+    assert stats.median_interval([2.0] * 9).spread == 0
+    single = stats.median_interval([2.0])
+    assert single.value == 2
+    assert math.isnan(single.low)
+    assert single.spread == math.inf
+
+
+def test_speedup_pairs_rounds():
+    drift = [1.0, 2.0, 4.0, 8.0, 16.0]  # the machine slows down for everybody
+    ours = [[seconds, seconds, 100.0] for seconds in drift]  # and one sample in three is disturbed
+    theirs = [[3 * seconds] for seconds in drift]
+    assert stats.speedup(ours, theirs) == (3, 3, 3)
+    assert stats.speedup(ours, theirs[:2]) == (3, 3, 3)
+
+
+# Problems
+
+
+def test_problem_table_is_consistent():
+    for name, group in GROUPS.items():
+        assert len({problem.name for problem in group}) == len(group) > 0, name
+        assert all(problem.why for problem in group)
+    for name in ("sweep", "quick", "smoke"):
+        assert {(p.cell, p.mode) for p in GROUPS[name]} == {
+            (cell, mode) for cell in problems.CELL_NAMES for mode in problems.MODES
+        }
+    lengths = {problem.seq_len for problem in problems.SWEEP}
+    assert (min(lengths), max(lengths)) == (1, 4096)
+
+
+def test_headline_problems_do_not_change():
+    assert [problem.name for problem in problems.HEADLINE] == [
+        "lstm-inference-T512-B32-I256-H256",
+        "lstm-inference-T1000-B1-I40-H128",
+        "lstm-inference-T100-B1-I8-H32",
+        "lstm-training-T512-B32-I256-H256",
+        "lstm-training-T1000-B32-I8-H64",
+        "gru-training-T1000-B1-I40-H128",
+        "gru-training-T100-B1-I8-H32",
+    ]
+
+
+@pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 3), ("rnn", 1)])
+def test_flops(cell, gates):
+    forward = 2 * 7 * 3 * gates * 11 * (5 + 11)
+    assert Problem(cell, "inference", 7, 3, 5, 11).flops == forward
+    assert Problem(cell, "training", 7, 3, 5, 11).flops == 3 * forward
+
+
+def test_select_and_round_trip():
+    found = problems.select(["headline", "sweep"], cells=["gru"], modes=["training"], dtype="float64")
+    assert {(p.cell, p.mode, p.dtype) for p in found} == {("gru", "training", "float64")}
+    assert len({p.name for p in found}) == len(found)
+    for problem in problems.select((), shapes=[(3, 2, 4, 5)]):
+        assert Problem.from_dict(json.loads(json.dumps(problem.as_dict()))) == problem
+    assert len(problems.select((), shapes=[(3, 2, 4, 5), (3, 2, 4, 5)])) == 6
+
+
+# Answers
+
+
+def test_relative_errors():
+    expected = {"output": np.ones((2, 1, 3)), "x": np.full((2, 1, 3), 2.0), "bias_ih": np.ones(4)}
+    exact = {name: array.astype(np.float32) for name, array in expected.items()}
+    assert set(check.relative_errors(exact, expected).values()) == {0}
+    off = check.relative_errors({**exact, "bias_ih": np.array([1, 1, 1, 1.5], np.float32)}, expected)
+    assert off == {"output": 0, "x": 0, "bias_ih": 0.25}
+    longer = {**exact, "output": np.ones((5, 1, 3)), "x": np.concatenate((expected["x"], np.ones((3, 1, 3))))}
+    errors = check.relative_errors(longer, expected)
+    assert errors["output"] == 0  # steps beyond those compared may be anything finite
+    assert errors["x"] == pytest.approx(math.sqrt(9 / 24))  # but their gradient is zero
+    longer["output"][4] = np.nan
+    del longer["bias_ih"]
+    errors = check.relative_errors(longer, expected)
+    assert errors["output"] == errors["bias_ih"] == math.inf
+
+
+@pytest.mark.usefixtures("numpy_backend")
+@pytest.mark.parametrize("cell", problems.CELL_NAMES)
+def test_a_shortened_check_is_exact_on_the_steps_it_compares(cell, monkeypatch):
+    monkeypatch.setattr(check, "FULL_CHECK_FLOPS", 0)
+    monkeypatch.setattr(check, "SHORTENED_STEPS", 4)
+    problem = Problem(cell, "training", 9, 2, 5, 7, dtype="float64")
+    assert check.checked_steps(problem) == 4
+    inputs = check.make_inputs(problem)
+    answer = check.run_functional(problem, inputs, check.checked_grad_output(problem, inputs), threads=1)
+    expected = check.reference(problem)
+    assert len(expected["output"]) == 4
+    assert max(check.relative_errors(answer, expected).values()) < 1e-14
+    unmasked = check.run_functional(problem, inputs, None, threads=1)
+    assert max(check.relative_errors(unmasked, expected).values()) > 1e-2
+
+
+# Roof
+
+RATES = {
+    "fma float32": 1e9,
+    "read 4096": 4e9,
+    "read 5120": 2e9,
+    "read 16384": 1e9,
+    "copy 43008": 1e9,
+    "cell_forward lstm float32": 1e6,
+    "cell_backward lstm float32": 2e6,
+}  # fmt: skip
+
+
+def test_roof_parts():
+    problem = Problem("lstm", "training", 10, 3, 10, 32)  # weights: 5120 and 16384 bytes
+    assert set(RATES) - {"read 4096"} == {probe.key for probe in roof.probes(problem)}
+    parts = roof.parts(problem, RATES, lanes=16)
+    flops = 2 * 10 * 3 * 4 * 32
+    assert parts == pytest.approx(
+        {
+            "input projection": flops * 10 / 1e9,  # more than 5120 / 2e9
+            "recurrence": flops * 32 / 1e9,  # more than 10 * 16384 / 1e9
+            "cell, forward": 10 * 3 * 2 / 1e6,
+            "packing": 4 * (5120 + 16384) / 1e9,
+            "gradient of x": flops * 10 / 1e9,
+            "gradient of h": flops * 32 / 1e9,
+            "gradient of weight_ih": flops * 10 / 1e9,
+            "gradient of weight_hh": flops * 32 / 1e9,
+            "cell, backward": 10 * 3 * 2 / 2e6,
+        }
+    )
+    halves = roof.parts(problem, RATES, lanes=16, threads=2)
+    assert halves == pytest.approx({name: seconds / 2 for name, seconds in parts.items()})
+
+
+def test_roof_of_one_sequence_is_the_reading_of_its_weights_every_step():
+    problem = Problem("lstm", "inference", 10, 1, 1, 32)
+    fast = {**RATES, "fma float32": 1e15}
+    parts = roof.parts(problem, fast, lanes=8)
+    assert parts["recurrence"] == pytest.approx(10 * 16384 / 1e9)
+    assert parts["input projection"] == pytest.approx(512 / 4e9)  # a small buffer is probed at 4096 bytes
+    assert list(parts) == ["input projection", "recurrence", "cell, forward"]
+
+
+@pytest.mark.skipif(roof.native_library() is None, reason="the native module was not built")
+@pytest.mark.parametrize("dtype", problems.DTYPES)
+def test_probes_run(dtype):
+    for probe in roof.probes(Problem("gru", "training", 1, 1, 1, 1, dtype=dtype)):
+        assert 1e3 < roof.run_probe(probe, seconds=3e-4) < 1e15, probe
+
+
+def test_vector_lanes():
+    assert [run.vector_lanes(isa, "float32") for isa in ("avx512", "avx2", "scalar")] == [16, 8, 4]
+    assert run.vector_lanes("avx512", "float64") == 8
+
+
+# Processes
+
+
+@contextmanager
+def worker(*arguments):
+    process = processes.WorkerProcess(["hotloop.bench.worker", *arguments], {"HOTLOOP_BACKEND": "numpy"})
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def state(pid):
+    """T for stopped."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        return file.read().rsplit(")", 1)[1].split()[0]
+
+
+needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def prepare_request(problem, path):
+    return {"do": "prepare", "problem": problem.as_dict(), "reference": str(path), "sample_seconds": 1e-4}
+
+
+def test_worker_protocol(tmp_path):
+    path = tmp_path / "reference.npz"
+    with worker("numpy", "1") as process:
+        hello = process.greet()
+        assert hello["info"]["backend"] == "numpy"
+        with process.awake():
+            with pytest.raises(processes.WorkerError, match="no problem is prepared"):
+                process.ask({"do": "time", "samples": 1})
+            process.ask({"do": "reference", "problem": SMALL.as_dict(), "path": str(path)})
+            reply = process.ask(prepare_request(SMALL, path))
+            assert reply["status"] == "ok"
+            assert set(reply["errors"]) == {"output", "x", "weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+            assert 0 < max(reply["errors"].values()) < 1e-5
+            samples = process.ask({"do": "time", "samples": 3})["samples"]
+            assert len(samples) == 3
+            assert min(samples) > 0
+            with pytest.raises(processes.WorkerError, match="KeyError: 'nonsense'"):
+                process.ask({"do": "nonsense"})
+        assert process.alive
+
+
+@pytest.mark.usefixtures("numpy_backend")
+def test_a_wrong_answer_is_not_timed(tmp_path):
+    path = tmp_path / "reference.npz"
+    expected = check.reference(SMALL)
+    np.savez(path, **{**expected, "weight_hh": expected["weight_hh"][:, ::-1]})
+    with worker("numpy", "1") as process:
+        process.greet()
+        with process.awake():
+            reply = process.ask(prepare_request(SMALL, path))
+            assert reply["status"] == "wrong"
+            assert "weight_hh" in reply["detail"]
+            with pytest.raises(processes.WorkerError, match="no problem is prepared"):
+                process.ask({"do": "time", "samples": 1})
+
+
+@needs_proc
+def test_a_worker_runs_only_inside_awake():
+    with worker("numpy", "1") as process:
+        process.greet()
+        for _ in range(3):
+            assert state(process.pid) == "T"
+            with process.awake():
+                assert state(process.pid) != "T"
+        assert state(process.pid) == "T"
+        with pytest.raises(ZeroDivisionError), process.awake():
+            1 / 0  # noqa: B018
+        assert state(process.pid) == "T"
+        process.close()  # it is stopped, and ends all the same
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+
+
+def test_a_worker_that_cannot_start_says_why():
+    with worker("no-such-candidate", "1") as process, pytest.raises(processes.WorkerDied, match="no-such-candidate"):
+        process.greet()
+
+
+def test_a_worker_that_dies_is_reported():
+    with worker("numpy", "1") as process:
+        process.greet()
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(processes.WorkerDied, match="killed by signal 9"), process.awake():
+            process.ask({"do": "time", "samples": 1})
+        assert not process.alive
+
+
+def test_a_worker_that_does_not_answer_is_given_up():
+    with worker("numpy", "1") as process:
+        process.greet()  # and stays stopped
+        with pytest.raises(processes.WorkerDied, match="no answer in time"):
+            process.ask({"do": "time", "samples": 1}, seconds=0.05)
+
+
+# Rounds, on workers that only pretend
+
+
+class Pretender(processes.WorkerProcess):
+    log: list = []  # noqa: RUF012
+
+    def __init__(self, name, seconds, fails_at=None):
+        self.name, self.seconds, self.fails_at, self.turns = name, seconds, fails_at, 0
+
+    @property
+    def alive(self):
+        return True
+
+    @contextmanager
+    def awake(self):
+        yield
+
+    def ask(self, request, *, seconds=0.0):
+        assert request["do"] == "time"
+        self.log.append(self.name)
+        self.turns += 1
+        if self.turns == self.fails_at:
+            raise processes.WorkerDied("exit status 1")
+        return {"samples": [self.seconds] * request["samples"]}
+
+
+def pretend(times, effort, fails_at=None):
+    """Run rounds over candidates with these times; returns the case."""
+    Pretender.log = []
+    workers = {(name, 1): Pretender(name, seconds, (fails_at or {}).get(name)) for name, seconds in times.items()}
+    case = {
+        "problem": SMALL.as_dict(),
+        "flops": SMALL.flops,
+        "lanes": 1,
+        "probes": None,
+        "candidates": [
+            {"name": name, "threads": 1, "status": "ok", "detail": "", "rounds": []} for name in times
+        ],
+    }  # fmt: skip
+    rounds.run_rounds(case, workers, effort)
+    return case
+
+
+def test_rounds_rotate_and_stop_when_the_ratio_is_known():
+    case = pretend({OURS: 1.0, "torch": 2.0, "jax": 2.5}, replace(FAST, min_rounds=4, max_seconds=60.0))
+    assert Pretender.log == [
+        OURS, "torch", "jax",
+        "torch", "jax", OURS,
+        "jax", OURS, "torch",
+        OURS, "torch", "jax",
+    ]  # fmt: skip
+    (row,) = results.rows(case)
+    assert row.peer["name"] == "torch"
+    assert row.speedup == (2, 2, 2)
+    assert row.seconds == 1
+    assert row.of_roof is None
+
+
+def test_a_peer_far_behind_is_left_out_of_later_rounds():
+    case = pretend({OURS: 1.0, "torch": 2.0, "numpy": 7.0}, replace(FAST, min_rounds=5))
+    assert [len(candidate["rounds"]) for candidate in case["candidates"]] == [5, 5, rounds.TRIAL_ROUNDS]
+    case = pretend({OURS: 100.0, "torch": 2.0}, replace(FAST, min_rounds=5))
+    assert [len(candidate["rounds"]) for candidate in case["candidates"]] == [5, 5]  # we are never left out
+
+
+def test_a_candidate_that_fails_is_reported_and_the_others_go_on():
+    case = pretend({OURS: 1.0, "torch": 2.0, "jax": 1.5}, replace(FAST, min_rounds=5), fails_at={"jax": 2})
+    assert [candidate["status"] for candidate in case["candidates"]] == ["ok", "ok", "failed"]
+    (row,) = results.rows(case)
+    assert row.peer["name"] == "torch"
+    record = {"cases": [case], "environment": {"not_installed": ["openvino"]}}
+    lines = results.remarks(record)
+    assert "openvino: not installed" in lines
+    assert f"jax, failed: exit status 1 ({SMALL.name})" in lines
+
+
+# Whole runs
+
+
+def test_a_run_keeps_all_but_one_worker_stopped(monkeypatch):
+    pids, seen = [], []
+    start, ask = processes.start_candidate, processes.WorkerProcess.ask
+
+    def noted_start(*args, **kwargs):
+        process = start(*args, **kwargs)
+        pids.append(process.pid)
+        return process
+
+    def noted_ask(self, request, **kwargs):
+        if sys.platform.startswith("linux"):
+            assert [pid for pid in pids if state(pid) != "T"] == [self.pid]
+        seen.append(request["do"])
+        return ask(self, request, **kwargs)
+
+    monkeypatch.setattr(run, "start_candidate", noted_start)
+    monkeypatch.setattr(processes.WorkerProcess, "ask", noted_ask)
+    record = run.run([SMALL], run.Settings(peers=["numpy"], effort=FAST))
+    assert seen.count("time") == 6
+    assert len(pids) == 3  # ourselves, numpy and the specification
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert [c["status"] for c in record["cases"][0]["candidates"]] == ["ok", "ok"]
+
+
+def test_an_interrupted_run_keeps_what_is_complete_and_ends_its_workers(monkeypatch):
+    started = []
+    start = processes.start_candidate
+
+    def noted_start(*args, **kwargs):
+        started.append(start(*args, **kwargs))
+        return started[-1]
+
+    def interrupt(done, text):
+        if done == 1 and "round" in text:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "start_candidate", noted_start)
+    other = replace(SMALL, cell="gru")
+    record = run.run([SMALL, other], run.Settings(peers=["numpy"], effort=FAST), progress=interrupt)
+    assert record["interrupted"] is True
+    assert [case["problem"]["name"] for case in record["cases"]] == [SMALL.name]
+    assert len(started) == 3
+    assert not any(process.alive for process in started)
+    assert "interrupted" in results.remarks(record)[-1]
+
+
+def test_every_installed_peer_gives_the_right_answer(tmp_path, capsys):
+    status = cli.main(["bench", "--smoke", "--threads", "1", "--out", str(tmp_path), "--roof"])
+    printed = capsys.readouterr().out
+    assert status == 0
+
+    def reject(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=reject)
+    assert record["schema_version"] == run.SCHEMA_VERSION
+    assert len(record["cases"]) == len(problems.SMOKE)
+    installed = [peer for peer in PEERS if not missing_modules(peer)]
+    for case in record["cases"]:
+        assert [c["name"] for c in case["candidates"]] == [OURS, *installed]
+        for candidate in case["candidates"]:
+            if candidate["name"] in ("onnxruntime", "openvino") and case["problem"]["mode"] == "training":
+                assert candidate["status"] == "unsupported"
+            else:
+                assert candidate["status"] == "ok", candidate
+                assert len(candidate["rounds"]) == 2
+        assert case["problem"]["name"] in printed
+    assert set(record["environment"]["versions"]) == {OURS, *installed}
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+# The table and the report
+
+
+def stored_record():
+    """A small record, as read back from a file."""
+
+    def candidate(name, threads, seconds, **more):
+        timed = [[seconds, seconds * 1.01, seconds * 0.99]] * 4
+        return {"name": name, "threads": threads, "status": "ok", "detail": "", "errors": {"output": 2.5e-7},
+                "checked_steps": 64, "rounds": timed, **more}  # fmt: skip
+
+    def case(problem, candidates, probes=None):
+        return {"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": probes,
+                "candidates": candidates}  # fmt: skip
+
+    inference = [Problem("lstm", "inference", steps, 1, 10, 32) for steps in (16, 100)]
+    rates = {"fma float32": 1e11, "read 5120": 1e11, "read 16384": 1e11, "cell_forward lstm float32": 1e8}
+    return {
+        "schema_version": 1,
+        "date": "2025-01-02T03:04:05+00:00",
+        "command": ["hotloop", "bench", "--shape", "<odd>"],
+        "environment": {
+            "hotloop": {"version": "9.8.7", "backend": "native", "variant": "avx512", "processor": "Test <CPU>",
+                        "processors": 2},
+            "versions": {"hotloop": {"hotloop": "9.8.7"}, "torch": {"torch": "1.2.3"}},
+            "not_installed": ["jax"], "lscpu": {"L2 cache": "2 MiB"}, "platform": "test", "python": "3.10", "load": 2.5,
+        },
+        "cases": [
+            case(
+                inference[0],
+                [candidate("hotloop", 1, 10e-6), candidate("hotloop", 2, 8e-6), candidate("torch", 1, 30e-6),
+                 candidate("torch", 2, 20e-6)],
+                {key: [rate] for key, rate in rates.items()},
+            ),
+            case(inference[1], [candidate("hotloop", 1, 50e-6), candidate("torch", 1, 25e-6)]),
+            case(
+                SMALL,
+                [candidate("hotloop", 1, 123.4e-6), candidate("torch", 1, 1e-3, status="wrong", rounds=[],
+                           errors={"x": None}, detail="x: relative error inf")],
+            ),
+        ],
+        "interrupted": False,
+    }  # fmt: skip
+
+
+def test_report_holds_the_figures():
+    record = json.loads(json.dumps(stored_record()))
+    page = report.render(record)
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<title>hotloop 9.8.7 on Test &lt;CPU&gt;</title>" in page
+    assert 'name="viewport"' in page
+    for text in ("10 us", "8 us", "3.00 (3.00-3.00)", "2.50 (2.50-2.50) torch 2t", "0.50 (0.50-0.50)", "123 us",
+                 "2.5e-07", "wrong: x: relative error inf", "jax: not installed", "--shape &lt;odd&gt;", "torch 1.2.3",
+                 "load 2.5", "ahead on 1 of 2 problems", "L2 cache"):  # fmt: skip
+        assert text in page, text
+    assert page.count("<img ") == 2  # lines over two lengths, and bars for the lone problem
+    for forbidden in ("<script", "<link", "http://", "https://", "<CPU>"):
+        assert forbidden not in page
+
+
+def test_report_is_reproducible():
+    assert report.render(stored_record()) == report.render(stored_record())
+
+
+def test_table_holds_the_figures(capsys):
+    from hotloop.bench.table import print_results
+
+    print_results(stored_record(), Console(width=160), show_roof=True)
+    text = capsys.readouterr().out
+    for figure in ("10 us", "2.50 (2.50-2.50) torch 2t", "Test <CPU>", "do not quote", "recurrence",
+                   "torch, wrong: x: relative error inf", "10.00 ns a vector", "no probes"):  # fmt: skip
+        assert figure in text, figure
+
+
+def test_formats():
+    assert [results.format_seconds(s) for s in (1.5e-6, 0.0123, 2.0)] == ["1.5 us", "12.3 ms", "2 s"]
+    assert [results.format_count(n) for n in (12.0, 4567.0, 3.3e6)] == ["12", "4.57 k", "3.3 M"]
+
+
+# The command line
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    assert "backend" in capsys.readouterr().out
+
+
+def test_bench_without_its_extra_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    assert cli.main(["bench", "--smoke"]) == 2
+    assert 'install "hotloop[bench]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "1,2,3"], "expected four integers T,B,I,H, got '1,2,3'"),
+        (["--shape", "1,2,3,0"], "expected integers >= 1"),
+        (["--problems", "all"], "headline"),
+        (["--quick", "--smoke"], "not allowed with"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["bench", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_more_threads_than_processors(capsys):
+    assert cli.main(["bench", "--threads", "100000"]) == 2
+    assert "got 100000" in capsys.readouterr().err
+
+
+def test_an_unknown_instruction_set_is_reported(tmp_path, capsys, best_isa):
+    assert cli.main(["bench", "--smoke", "--peers", "--isa", "mmx", "--out", str(tmp_path)]) == 1
+    assert "HOTLOOP_ISA" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
