@@ -1,9 +1,9 @@
 """Large arrays from memory used before, instead of fresh pages.
 
-The system clears every fresh page: forward of a training step of LSTM T512 B32 I256 H256 takes 223 ms on fresh pages and
-80 ms on used ones. So the memory of large arrays is kept when the last array over it is gone, up to HOTLOOP_RECYCLE_MIB
-(256 by default, 0 turns it off), and the next array of about that size gets it. Arrays are as those of np.empty in every
-other respect.
+The system clears every fresh page: the forward of a training step of LSTM T512 B32 I256 H256 takes 223 ms on fresh
+pages and 80 ms on used ones. So the memory of large arrays is kept when the last array over it is gone, up to
+HOTLOOP_RECYCLE_MIB (256 by default, 0 turns it off), and the next array of about that size gets it. Arrays are as those
+of np.empty in every other respect.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class _Block:
             "version": 3,
         }
 
-    def __del__(self) -> None:
-        # deque operations are atomic; a bound overshot for a moment by two threads does no harm.
-        _free.append(self.memory)
-        while sum(memory.nbytes for memory in list(_free)) > _most:
+    # Defaults, because module globals may be gone when the interpreter ends. deque operations are atomic; a bound overshot
+    # for a moment by two threads does no harm.
+    def __del__(self, free: deque[Array] = _free, most: int = _most) -> None:
+        free.append(self.memory)
+        while sum(memory.nbytes for memory in list(free)) > most:
             try:
-                _free.popleft()
+                free.popleft()
             except IndexError:
                 break
 

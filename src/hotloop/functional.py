@@ -497,12 +497,8 @@ def clip_grad_norm_(
     >>> bool(np.isclose(np.hypot(grads["weight"][0], grads["bias"][0]), 1.0))
     True
     """
-    items: Iterable[Any]
-    if isinstance(grads, np.ndarray):
-        items = (grads,)
-    else:
-        items = grads.values() if isinstance(grads, Mapping) else grads
-    arrays = [item for item in items if item is not None]
+    items: Any = (grads,) if isinstance(grads, np.ndarray) else grads
+    arrays = [item for item in (items.values() if isinstance(items, Mapping) else items) if item is not None]
     if not max_norm >= 0:
         raise ValueError(f"max_norm: expected a number >= 0, got {max_norm}")
     for index, array in enumerate(arrays):
