@@ -1,10 +1,12 @@
 """The benchmark command: arithmetic, processes and reports. How long anything takes is never asserted."""
 
+import gc
 import json
 import math
 import os
 import signal
 import sys
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from hotloop import cli
 from hotloop.bench import check, problems, processes, report, results, roof, rounds, run, stats
-from hotloop.bench.peers import OURS, PEERS, missing_modules
+from hotloop.bench.peers import CANDIDATES, OURS, PEERS, missing_modules
 from hotloop.bench.problems import GROUPS, Problem
 
 SMALL = Problem("lstm", "training", 6, 2, 5, 9)
@@ -130,6 +132,22 @@ def test_a_shortened_check_is_exact_on_the_steps_it_compares(cell, monkeypatch):
     assert max(check.relative_errors(answer, expected).values()) < 1e-14
     unmasked = check.run_functional(problem, inputs, None, threads=1)
     assert max(check.relative_errors(unmasked, expected).values()) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_bound_input_outlives_the_preparation(name):
+    if missing_modules(name):
+        pytest.skip(f"{name} is not installed")
+    problem = replace(SMALL, mode="inference")
+    inputs = check.make_inputs(problem)
+    array = weakref.ref(inputs.x)
+    prepared = CANDIDATES[name](1).prepare(problem, inputs)
+    del inputs
+    gc.collect()
+    assert array() is not None
+    del prepared
+    gc.collect()
+    assert array() is None
 
 
 # Roof

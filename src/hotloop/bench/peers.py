@@ -203,8 +203,9 @@ class OnnxRuntime:
         except runtime.capi.onnxruntime_pybind11_state.NotImplemented as error:
             raise Unsupported(str(error).strip().splitlines()[0]) from error
         binding = session.io_binding()
-        binding.bind_ortvalue_input("x", runtime.OrtValue.ortvalue_from_numpy(inputs.x))
-        results = {}
+        x = runtime.OrtValue.ortvalue_from_numpy(inputs.x)
+        binding.bind_ortvalue_input("x", x)
+        results = {"x": x}  # the binding borrows the memory of all of these
         for value in session.get_outputs():
             results[value.name] = runtime.OrtValue.ortvalue_from_shape_and_type(value.shape, inputs.x.dtype)
             binding.bind_ortvalue_output(value.name, results[value.name])
@@ -246,13 +247,17 @@ class OpenVino:
         }
         compiled = self._core.compile_model(self._core.read_model(onnx_model(problem, inputs)), "CPU", config)
         request = compiled.create_infer_request()
-        request.set_input_tensor(self._openvino.Tensor(inputs.x, shared_memory=True))
+        x = inputs.x
+        request.set_input_tensor(self._openvino.Tensor(x, shared_memory=True))
+
+        def infer(_borrowed: Array = x) -> None:
+            request.infer()  # the tensor does not keep the array alive: this function does
 
         def answer(_: Array) -> dict[str, Array]:
-            request.infer()
+            infer()
             return {"output": np.array(request.get_output_tensor(0).data)[:, 0]}
 
-        return Prepared(request.infer, answer)
+        return Prepared(infer, answer)
 
 
 class Jax:
