@@ -45,8 +45,8 @@ class _Block:
             "version": 3,
         }
 
-    # Defaults, because module globals may be gone when the interpreter ends. deque operations are atomic; a bound overshot
-    # for a moment by two threads does no harm.
+    # Defaults, because module globals may be gone when the interpreter ends. deque operations are atomic; a bound
+    # overshot for a moment by two threads does no harm.
     def __del__(self, free: deque[Array] = _free, most: int = _most) -> None:
         free.append(self.memory)
         while sum(memory.nbytes for memory in list(free)) > most:
