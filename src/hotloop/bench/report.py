@@ -54,7 +54,7 @@ def render(record: Mapping[str, Any]) -> str:
         '<h2 id="cases">All cases</h2>',
         _case_table(cases),
         '<h2 id="candidates">All candidates</h2>',
-        _candidate_table(cases),
+        f"<details><summary>Every library on every problem</summary>{_candidate_table(cases)}</details>",
         _environment(record),
     ]
     title = f"hotloop {about['version']} on {about['processor']}"
@@ -79,9 +79,11 @@ code { font-size: .9em; overflow-wrap: anywhere; }
 .tiles div { border: 1px solid #ccc; border-radius: .4rem; padding: .6rem .8rem; }
 .tiles b { display: block; font-size: 1.35rem; line-height: 1.4; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+details > .scroll { margin-top: .75rem; }
+summary { cursor: pointer; padding: .4rem 0; }
 .plots img { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; border: 1px solid #ccc; border-radius: .4rem; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+table { border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
 th { background: #f3f3f3; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; }
@@ -295,7 +297,8 @@ def _case_table(cases: Sequence[results.Case]) -> str:
 
 
 def _candidate_table(cases: Sequence[results.Case]) -> str:
-    heads = ("problem", "candidate", "time", "GF/s", "rounds", "largest relative error", "status")
+    heads = ("problem", "candidate", "time", "GF/s", "hotloop is faster by", "rounds", "largest relative error",
+             "status")  # fmt: skip
     lines = []
     for case in cases:
         for candidate in case["candidates"]:
@@ -307,6 +310,7 @@ def _candidate_table(cases: Sequence[results.Case]) -> str:
                 results.format_candidate(candidate),
                 results.format_seconds(results.seconds(candidate)) if good else "-",
                 f"{results.gigaflops(case, candidate):.3g}" if good else "-",
+                results.format_interval(results.speedup_over(case, candidate)),
                 str(len(candidate["rounds"])),
                 f"{max(errors):.1e}" if errors else "-",
                 candidate["status"] + (f": {detail[-1][:80]}" if detail else ""),

@@ -46,6 +46,14 @@ def best_peer(case: Case, threads: int | None = None) -> CandidateRecord | None:
     return min(found, key=seconds, default=None)
 
 
+def speedup_over(case: Case, candidate: CandidateRecord) -> stats.Interval | None:
+    """Return how many times faster we are than one candidate, at its number of threads."""
+    us = ours(case, candidate["threads"])
+    if us is None or us is candidate or candidate not in timed(case):
+        return None
+    return stats.speedup(us["rounds"], candidate["rounds"])
+
+
 def gigaflops(case: Case, candidate: CandidateRecord) -> float:
     """Return 10^9 floating-point operations of the matrix products a second."""
     return problem_of(case).flops / seconds(candidate) / 1e9

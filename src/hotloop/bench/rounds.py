@@ -33,7 +33,7 @@ class Effort:
     sample_seconds : float
         Calls are repeated until a sample takes about that long.
     samples : int
-        Samples in a turn; the turn counts as their median.
+        Samples in a turn, one where a call is long; the turn counts as their median.
     min_rounds : int
         Rounds that every case gets.
     max_seconds : float

@@ -4,7 +4,7 @@ Requests come as lines of JSON on standard input, replies leave as lines of JSON
 
     {"do": "reference", "problem": {...}, "path": ...}       write the specification's answer to a file
     {"do": "prepare", "problem": {...}, "reference": path}   get ready, and check the answer
-    {"do": "time", "samples": n}                             seconds a call, n times
+    {"do": "time", "samples": n}                             seconds a call, n times (long calls: once)
     {"do": "probe", "probes": [...], "seconds": s}           what the machine can do, see roof.py
 
 A reply is {"ok": ...} or {"error": "..."}; the first line, unasked, says what versions are in use.
@@ -102,7 +102,9 @@ class Worker:
                 start = time.perf_counter()
                 while time.perf_counter() - start < WARM_UP_SECONDS:
                     run()
-            return {"samples": [_time(run, self._calls) / self._calls for _ in range(request["samples"])]}
+            # A long call is its own average: one sample of it a turn leaves time for more rounds.
+            wanted = request["samples"] if self._call_seconds < LONG_CALL_SECONDS else 1
+            return {"samples": [_time(run, self._calls) / self._calls for _ in range(wanted)]}
         finally:
             gc.enable()
 
