@@ -571,7 +571,9 @@ def test_more_threads_than_processors(capsys):
     assert "got 100000" in capsys.readouterr().err
 
 
-def test_an_unknown_instruction_set_is_reported(tmp_path, capsys, best_isa):
+@pytest.mark.usefixtures("best_isa")
+def test_an_unknown_instruction_set_is_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HOTLOOP_BACKEND", raising=False)
     assert cli.main(["bench", "--smoke", "--peers", "--isa", "mmx", "--out", str(tmp_path)]) == 1
     assert "HOTLOOP_ISA" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
