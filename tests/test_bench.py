@@ -571,6 +571,16 @@ def test_more_threads_than_processors(capsys):
     assert "got 100000" in capsys.readouterr().err
 
 
+def test_an_interrupt_before_the_first_case_writes_nothing(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "start_candidate", interrupt)
+    assert cli.main(["bench", "--smoke", "--peers", "--out", str(tmp_path / "out")]) == 130
+    assert "no case was complete" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("best_isa")
 def test_an_unknown_instruction_set_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HOTLOOP_BACKEND", raising=False)

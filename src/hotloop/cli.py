@@ -127,6 +127,10 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
         print(f"hotloop bench: {error}", file=sys.stderr)
         return 1
 
+    if not record["cases"]:
+        print("hotloop bench: no case was complete" if record["interrupted"] else "hotloop bench: nothing to measure: "
+              "no problem of these groups has that cell and mode", file=sys.stderr)  # fmt: skip
+        return 130 if record["interrupted"] else 2
     options.out.mkdir(parents=True, exist_ok=True)
     data, page = options.out / "run.json", options.out / "report.html"
     data.write_text(json.dumps(record, indent=1), encoding="utf-8")
