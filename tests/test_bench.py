@@ -566,18 +566,23 @@ def test_arguments_that_make_no_sense(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_nothing_to_measure(capsys):
+    assert cli.main(["bench", "--problems", "headline", "--cells", "rnn"]) == 2
+    assert "no problem of these groups" in capsys.readouterr().err
+
+
 def test_more_threads_than_processors(capsys):
     assert cli.main(["bench", "--threads", "100000"]) == 2
     assert "got 100000" in capsys.readouterr().err
 
 
 def test_an_interrupt_before_the_first_case_writes_nothing(tmp_path, capsys, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "start_candidate", interrupt)
     assert cli.main(["bench", "--smoke", "--peers", "--out", str(tmp_path / "out")]) == 130
-    assert "no case was complete" in capsys.readouterr().err
+    assert "interrupted before a case was complete" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -97,6 +97,9 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
     problems = select(
         groups, shapes=options.shape or (), cells=options.cells, modes=options.modes, dtype=options.dtype
     )  # fmt: skip
+    if not problems:
+        print("hotloop bench: no problem of these groups has that cell and mode", file=sys.stderr)
+        return 2
     threads = sorted(set(options.threads or ([1] if options.smoke else options.counts)))
     for count in threads:
         if not 1 <= count <= processors():
@@ -128,9 +131,8 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
         return 1
 
     if not record["cases"]:
-        print("hotloop bench: no case was complete" if record["interrupted"] else "hotloop bench: nothing to measure: "
-              "no problem of these groups has that cell and mode", file=sys.stderr)  # fmt: skip
-        return 130 if record["interrupted"] else 2
+        print("hotloop bench: interrupted before a case was complete", file=sys.stderr)
+        return 130
     options.out.mkdir(parents=True, exist_ok=True)
     data, page = options.out / "run.json", options.out / "report.html"
     data.write_text(json.dumps(record, indent=1), encoding="utf-8")
