@@ -58,7 +58,7 @@ HOTLOOP_INLINE void exp_parts(V z, V& p, V& scale) {
   V r = fnma(n, splat<T>(E::kLn2High), z);
   r = fnma(n, splat<T>(E::kLn2Low), r);
   V q = splat<T>(E::kQ[E::kTerms - 1]);
-  for (int i = E::kTerms - 2; i >= 0; --i) q = fma(q, r, splat<T>(E::kQ[i]));
+  unroll<E::kTerms - 1>([&](auto i) HOTLOOP_LAMBDA { q = fma(q, r, splat<T>(E::kQ[E::kTerms - 2 - i.value])); });
   p = fma(r * r, q, r);
   scale = (V)(((Bits<T>)shifted << E::kMantissa) + E::kOne);
 }

@@ -13,9 +13,25 @@
 #endif
 
 #define HOTLOOP_INLINE inline __attribute__((always_inline))
+#define HOTLOOP_LAMBDA __attribute__((always_inline))
 #define HOTLOOP_NOINLINE __attribute__((noinline))
 
 namespace {
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// f(Int<0>{}), ..., f(Int<N - 1>{}): a loop unrolled before the compiler optimises, so that arrays it indexes can live in
+// registers.
+template <int N, int kFrom = 0, class F>
+HOTLOOP_INLINE void unroll(F&& f) {
+  if constexpr (kFrom < N) {
+    f(Int<kFrom>{});
+    unroll<N, kFrom + 1>(f);
+  }
+}
 
 template <class T>
 struct Simd;
