@@ -219,12 +219,11 @@ const char* hotloop_status_string(int32_t status) {
 double hotloop_probe(int32_t probe, int32_t cell, int32_t dtype, void* buffer, int64_t bytes, int64_t repeats) {
   const KernelTable* const table = hotloop::active_table();
   if (table == nullptr || cell < 0 || cell >= HOTLOOP_CELL_COUNT || dtype < 0 || dtype >= HOTLOOP_DTYPE_COUNT ||
-      buffer == nullptr || bytes < 256 || repeats < 0) {
+      buffer == nullptr || bytes < 4096 || repeats < 0) {
     return -1;
   }
   const uintptr_t start = (reinterpret_cast<uintptr_t>(buffer) + 63) & ~static_cast<uintptr_t>(63);
   void* const aligned = reinterpret_cast<void*>(start);
-  bytes -= static_cast<int64_t>(start - reinterpret_cast<uintptr_t>(buffer));
   const hotloop::TypeKernels& type = table->types[dtype];
   switch (probe) {
     case HOTLOOP_PROBE_FMA: return type.probe_fma(aligned, bytes, repeats);

@@ -90,8 +90,8 @@ int32_t hotloop_use_isa(const char *name); /* no call may be under way; for test
 int32_t hotloop_processors(void);          /* how many processors this process may run on */
 const char *hotloop_status_string(int32_t status);
 
-/* What the machine can do, for rooflines: `repeats` passes of the fastest loop we know over a buffer (its start rounded
-   up to 64 bytes). Returns the work done, flops for FMA, bytes for READ and COPY, vectors of units for the cells; the
+/* What the machine can do, for rooflines: `repeats` passes of the fastest loop we know over `bytes`, at least 4096, of
+   a buffer that has 64 more, since its start is rounded up to a cache line. Returns the work done, flops for FMA, bytes for READ and COPY, vectors of units for the cells; the
    caller takes the time. */
 enum { HOTLOOP_PROBE_FMA = 0, HOTLOOP_PROBE_READ = 1, HOTLOOP_PROBE_COPY = 2,
        HOTLOOP_PROBE_CELL_FORWARD = 3, HOTLOOP_PROBE_CELL_BACKWARD = 4 };

@@ -27,23 +27,24 @@ double probe_fma(void* buffer, int64_t, int64_t repeats) {
   return 2.0 * kChains * kLanes<T> * (double)repeats;
 }
 
-// Up and down in turn: what the last pass left in a nearer cache is what this one starts with, as no loop that always
-// goes up can have it.
+// Pages up and down in turn: what the last pass left in a nearer cache is what this one starts with, as no loop that always
+// goes up can have it. Within a page always up, as the prefetcher likes it.
 template <class T>
 double probe_read(void* buffer, int64_t bytes, int64_t repeats) {
-  constexpr int kWide = 8;
+  constexpr int kWide = 8, kPage = 4096 / sizeof(T);
   const T* const data = static_cast<const T*>(buffer);
-  const int64_t groups = bytes / HOTLOOP_VECTOR_BYTES / kWide;
+  const int64_t pages = bytes / 4096;
   Vector<T> acc[kWide] = {};
   for (int64_t i = 0; i < repeats; ++i) {
-    const int64_t step = i % 2 == 0 ? kWide * kLanes<T> : -kWide * kLanes<T>;
-    const T* at = i % 2 == 0 ? data : data + (groups - 1) * kWide * kLanes<T>;
-    for (int64_t group = 0; group < groups; ++group, at += step) {
-      for (int w = 0; w < kWide; ++w) acc[w] = acc[w] + load(at + w * kLanes<T>);
+    for (int64_t page = 0; page < pages; ++page) {
+      const T* const at = data + (i % 2 == 0 ? page : pages - 1 - page) * kPage;
+      for (int64_t v = 0; v < kPage; v += kWide * kLanes<T>) {
+        for (int w = 0; w < kWide; ++w) acc[w] = acc[w] + load(at + v + w * kLanes<T>);
+      }
     }
     for (int w = 0; w < kWide; ++w) keep(acc[w]);
   }
-  return (double)(groups * kWide) * HOTLOOP_VECTOR_BYTES * (double)repeats;
+  return (double)pages * 4096 * (double)repeats;
 }
 
 // The first half of the buffer to the second; counts what is read and what is written.
