@@ -297,3 +297,34 @@ PARAMETER_GRADIENTS = tuple(f"grad_{name}" for name in PARAMETERS)
 def in_case(names, case):
     """Those of the names that a case's cell has."""
     return [name for name in names if case.cell == "lstm" or name not in ("c_n", "grad_c0")]
+
+
+def steps(case, data, first, last):
+    """The problem of steps first..last in processing order, without states."""
+    start, stop = (case.seq_len - last, case.seq_len - first) if case.reverse else (first, last)
+    piece = {name: data[name] for name in PARAMETERS if name in data}
+    return piece | {name: data[name][start:stop] for name in ("x", "grad_output") if name in data}
+
+
+def train_in_pieces(case, data, cuts, **options):
+    """Train on the pieces between the cuts, states and their gradients handed on. Gradients of weights are summed."""
+    bounds = [0, *cuts, case.seq_len]
+    pieces = [steps(case, data, *pair) for pair in itertools.pairwise(bounds)]
+    state = {name: data[name] for name in ("h0", "c0") if name in data}
+    for piece in pieces:
+        piece |= state
+        results = infer(replace(case, seq_len=len(piece["x"])), piece, **options)
+        state = {f"{name[0]}0": array for name, array in results.items() if name != "output"}
+    upstream = {name: data[name] for name in ("grad_h_n", "grad_c_n") if name in data}
+    done = []
+    for piece in reversed(pieces):
+        results = train(replace(case, seq_len=len(piece["x"])), piece | upstream, **options)
+        upstream = {f"grad_{name}_n": results[f"grad_{name}0"] for name in ("h", "c") if f"grad_{name}0" in results}
+        done.insert(0, results)
+    in_time = done[::-1] if case.reverse else done
+    whole = {name: np.concatenate([results[name] for results in in_time]) for name in ("output", "grad_x")}
+    whole |= {name: done[-1][name] for name in in_case(("h_n", "c_n"), case)}
+    whole |= {name: done[0][name] for name in in_case(("grad_h0", "grad_c0"), case)}
+    for name in PARAMETER_GRADIENTS:
+        whole[name] = None if done[0][name] is None else sum(results[name] for results in done)
+    return whole

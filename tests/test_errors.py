@@ -251,7 +251,7 @@ GRU_FIELDS = "('x', 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'h0')"
         ({}, {"grad_h_n": ones(6)}, "grad_h_n: expected shape (batch_size, hidden_size) = (3, 6), got (6,)"),
         ({}, {"grad_c_n": ones(3, 1)}, "grad_c_n: expected shape (batch_size, hidden_size) = (3, 6), got (3, 1)"),
         ({"layout": "unbatched"}, {"grad_h_n": ones(5)}, "grad_h_n: expected shape (hidden_size,) = (6,), got (5,)"),
-        ({"layout": "unbatched"}, {"grad_c_n": ones(6, 1)}, "grad_c_n: expected shape (hidden_size,) = (6,), got (6, 1)"),
+        ({"layout": "unbatched"}, {"grad_c_n": ones(3)}, "grad_c_n: expected shape (hidden_size,) = (6,), got (3,)"),
         ({}, {"wrt": ["x", "weights"]}, f"wrt: expected names among {LSTM_FIELDS}, got ['weights']"),
         ({}, {"wrt": "h_0"}, f"wrt: expected names among {LSTM_FIELDS}, got ['h_0']"),
         ({"cell": "gru"}, {"wrt": ["c0"]}, f"wrt: expected names among {GRU_FIELDS}, got ['c0']"),

@@ -1,6 +1,6 @@
 """The cell equations, elementwise, in plain operators.
 
-They stand here and in csrc/kernels/cells.h, same names, same order, and nowhere else. `tanh` and `sigmoid` are
+They stand here and in csrc/kernels/cells.h, same names, same order, and nowhere else. `tanh`, `relu` and `sigmoid` are
 arguments, so that NumPy arrays, scalars under a compiler and other libraries' arrays all run the same lines.
 
 a_* is a pre-activation: projected input plus recurrent product plus biases. d_* is the gradient of the loss with
@@ -22,9 +22,8 @@ def rnn_tanh_backward(h: Any, dh: Any) -> Any:
     return dh * (1 - h * h)
 
 
-def rnn_relu_forward(a: Any) -> Any:
-    # a * (a > 0) would make NaN of -infinity.
-    return a / 2 + abs(a) / 2
+def rnn_relu_forward(a: Any, relu: Any) -> Any:
+    return relu(a)
 
 
 def rnn_relu_backward(h: Any, dh: Any) -> Any:

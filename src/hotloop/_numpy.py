@@ -31,6 +31,11 @@ def sigmoid(a: Array) -> Array:
     return np.asarray(np.where(a >= 0, 1, e) / (1 + e), a.dtype)
 
 
+def relu(a: Array) -> Array:
+    """max(a, 0); NaN stays NaN."""
+    return np.maximum(a, 0)
+
+
 def _order(forward: Forward) -> Iterable[int]:
     """Time indices in the order of processing."""
     seq_len = len(forward.x)
@@ -61,7 +66,7 @@ def forward(args: Forward) -> None:
             r, z, n, h = _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, np.tanh, sigmoid)
             saved = (r, z, n, q)
         elif cell is RNN_RELU:
-            h = _cells.rnn_relu_forward(x_share + h_share)
+            h = _cells.rnn_relu_forward(x_share + h_share, relu)
         else:
             h = _cells.rnn_tanh_forward(x_share + h_share, np.tanh)
         args.output[t] = h
