@@ -1,0 +1,325 @@
+"""What a process may count on around its calls: floating-point environment, forks, threads, signals, imports."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from cases import CELLS, Case, assert_same_bits, train
+
+import hotloop
+
+# Runs calls of every cell, large enough to be split, on the instruction set and number of threads that argv names.
+CALLS = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[1])
+from cases import CELLS, Case, infer, train
+import hotloop
+
+def calls():
+    for cell in CELLS:
+        for dtype in ("float32", "float64"):
+            case = Case(cell, dtype, 40, 9, 20, 70)
+            for threads in (1, 2):
+                infer(case, threads=threads)
+                yield train(case, threads=threads)
+"""
+
+FLOATING_POINT = """
+import ctypes, ctypes.util, threading, numpy as np
+libm = ctypes.CDLL(ctypes.util.find_library("m"))
+
+def environment():
+    '''Rounding mode, as libm and as arithmetic see it, and whether subnormal operands and results count.'''
+    one, tiny = np.float32(1), np.finfo(np.float32).tiny
+    below = np.frombuffer(b"\\x01\\0\\0\\0", np.float32)  # the smallest subnormal number
+    return (
+        libm.fegetround(),
+        float(one + np.float32(2) ** -26), float(-one - np.float32(2) ** -26),
+        bool((below * one).view(np.int32)[0] == 1), bool(np.array([tiny]) * np.float32(0.5) != 0),
+        float(np.float64(2.0**-1040) * 0.5),
+    )
+
+def everywhere():
+    '''In this thread and in a new one, which inherits it.'''
+    found = []
+    thread = threading.Thread(target=lambda: found.append(environment()))
+    thread.start()
+    thread.join()
+    return environment(), found[0]
+"""
+
+
+@pytest.fixture
+def tests_folder(pytestconfig):
+    return pytestconfig.rootpath / "tests"
+
+
+def test_floating_point_environment_is_left_alone(run_python, isa, tests_folder):
+    """By the import, and by calls on one thread and several."""
+    code = FLOATING_POINT + "before = everywhere()\nassert before[0][3] and before[0][4]\n" + CALLS + """
+assert everywhere() == before, "import"
+for _ in calls():
+    assert everywhere() == before, "call"
+assert hotloop.info().variant == sys.argv[2]
+"""  # fmt: skip
+    run_python(code, tests_folder, isa, HOTLOOP_ISA=isa)
+
+
+@pytest.mark.parametrize("mode", ["flush", "upward"])
+def test_floating_point_environment_of_the_caller_is_kept(run_python, isa, tests_folder, mode):
+    """One that the caller set is there afterwards, as it was."""
+    change = {
+        "flush": "import torch; assert torch.set_flush_denormal(True)",
+        "upward": "assert libm.fesetround(0x800) == 0",  # FE_UPWARD of x86
+    }[mode]
+    code = FLOATING_POINT + CALLS + f"""
+before = environment()
+list(calls())
+{change}
+changed = environment()
+assert changed != before
+for _ in calls():
+    assert environment() == changed
+"""  # fmt: skip
+    if mode == "upward":
+        import platform
+
+        if platform.machine() != "x86_64":
+            pytest.skip("the constant is that of x86")
+    run_python(code, tests_folder, HOTLOOP_ISA=isa)
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+def test_import_is_light(run_python, backend, best_isa):
+    """Nothing heavy, and nothing that sets the floating-point environment, comes along."""
+    code = """
+import sys, hotloop
+heavy = {"torch", "numba", "matplotlib", "scipy", "onnxruntime", "onnx", "openvino", "jax", "rich", "pytest"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert run_python(code, HOTLOOP_BACKEND=backend).stdout.strip() == "[]"
+
+
+def test_isa_of_the_environment(run_python, isa):
+    code = "import hotloop; i = hotloop.info(); print(i.backend, i.variant, *i.isas)"
+    done = run_python(code, HOTLOOP_ISA=isa)
+    assert done.stdout.split() == ["native", isa, *hotloop.info().isas]
+    assert done.stderr == ""
+
+
+def test_the_best_isa_is_chosen(run_python, best_isa):
+    code = "import hotloop; print(hotloop.info().variant)"
+    for variables in ({}, {"HOTLOOP_ISA": ""}):
+        assert run_python(code, **variables).stdout.strip() == best_isa
+
+
+def test_info_prints_as_a_table(variant):
+    info = hotloop.info()
+    lines = str(info).splitlines()
+    assert len({line.index(value) for line, value in zip(lines[:2], (info.version, info.backend), strict=True)}) == 1
+    assert lines[0].split() == ["version", hotloop.__version__]
+    assert info.backend == variant.backend
+    assert info.variant == (variant.isa or f"numpy {np.__version__}")
+
+
+# The fallback
+
+BLOCKED = """
+import sys, warnings
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "hotloop._ffi":
+            raise ImportError("_ffi is blocked, for a test")
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_without_the_native_module(run_python):
+    """One warning that says why and points at the import; info says it too; and all works on."""
+    code = BLOCKED + """
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import hotloop
+    import numpy as np
+    info = hotloop.info()
+    output, h_n = hotloop.gru(np.ones((3, 2, 4)), np.ones((15, 4)), np.ones((15, 5)))
+assert output.shape == (3, 2, 5)
+assert info.backend == "numpy" and info.isas == ()
+assert set(info.not_in_use) == {"native"} and "_ffi is blocked, for a test" in info.not_in_use["native"]
+assert "_ffi is blocked, for a test" in str(info)
+(warning,) = caught
+assert warning.category is RuntimeWarning
+text = str(warning.message)
+assert text.startswith("hotloop runs on its numpy backend, which is much slower: native is not in use: "), text
+assert "_ffi is blocked, for a test" in text
+"""  # fmt: skip
+    run_python(code)
+
+
+def test_a_backend_asked_for_is_not_replaced(run_python):
+    done = run_python(BLOCKED + "import hotloop", check=False, HOTLOOP_BACKEND="native")
+    assert done.returncode == 1
+    assert "_ffi is blocked, for a test" in done.stderr
+    assert run_python(BLOCKED + "import hotloop", HOTLOOP_BACKEND="numpy").stderr == ""
+
+
+def test_a_broken_native_module_is_no_reason_to_fall_back_in_silence(run_python, best_isa):
+    """An error that is not an ImportError, such as a bad HOTLOOP_ISA, is the user's to see."""
+    done = run_python("import hotloop", check=False, HOTLOOP_ISA="sse9")
+    assert "HOTLOOP_ISA" in done.stderr
+    assert "numpy backend" not in done.stderr
+
+
+# Forks and threads
+
+
+@pytest.mark.parametrize("child_threads", [1, 2])
+def test_fork(run_python, isa, tests_folder, child_threads):
+    """Parent and child go on computing after the pool was in use; a hang ends in the time limit."""
+    code = CALLS + f"""
+import os
+from cases import assert_same_bits
+case = Case("lstm", "float32", 60, 16, 40, 64)
+want = train(case, threads=2)
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        try:
+            for _ in range(3):
+                assert_same_bits(train(case, threads={child_threads}), want)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert_same_bits(train(case, threads=2), want)
+    assert os.waitpid(child, 0)[1] == 0
+    assert_same_bits(train(case, threads=2), want)
+"""  # fmt: skip
+    run_python(code, tests_folder, HOTLOOP_ISA=isa, timeout=60)
+
+
+def test_fork_in_the_middle_of_calls(run_python, best_isa, tests_folder):
+    """Another thread is computing on the pool while this one forks."""
+    code = CALLS + """
+import os, threading
+from cases import assert_same_bits
+case = Case("gru", "float32", 60, 16, 40, 64)
+want = train(case, threads=2)
+stop = threading.Event()
+
+def compute():
+    while not stop.is_set():
+        train(case, threads=2)
+
+thread = threading.Thread(target=compute)
+thread.start()
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        try:
+            assert_same_bits(train(case, threads=2), want)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+thread.join()
+"""  # fmt: skip
+    run_python(code, tests_folder, timeout=60)
+
+
+def test_several_python_threads(variant):
+    """Four threads at once, each with the pool or without it: the bits of one after the other."""
+    cases = [Case(cell, "float32", 40, 8, 20, 48) for cell in CELLS]
+    serial = [train(case) for case in cases]
+
+    def work(number):
+        for turn in range(6):
+            index = (number + turn) % len(cases)
+            assert_same_bits(train(cases[index], threads=1 + turn % 2), serial[index])
+
+    if variant.backend == "numpy":  # its promise is a tolerance; equal calls are equal calls all the same
+        serial = [train(case) for case in cases]
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(work, range(4)))
+
+
+def test_exit_while_a_thread_computes(run_python, best_isa, tests_folder):
+    """The interpreter ends in peace with the pool asleep, spinning, or at work in a daemon thread."""
+    for last in ("", "threading.Thread(target=lambda: [train(case) for _ in range(1000)], daemon=True).start()"):
+        code = CALLS + f"""
+import threading
+case = Case("lstm", "float32", 60, 16, 40, 64)
+train(case, threads=2)
+{last}
+"""  # fmt: skip
+        assert run_python(code, tests_folder, timeout=60).stderr == ""
+
+
+# Ctrl-C
+
+INTERRUPTED = """
+import signal, sys, threading, numpy as np
+sys.path.insert(0, sys.argv[1])
+from cases import Case, backward_args, forward_args, run, reference, assert_matches_reference, train
+import hotloop._backend
+native = hotloop._backend.active()
+assert native.NAME == "native"
+case = Case("lstm", "float32", 4000, 32, 256, 256, upstream=("grad_h_n",))
+data = case.data()
+args = forward_args(case, data, threads=int(sys.argv[3]))
+args.output[...] = np.nan
+back = backward_args(args, data)
+back.grad_x[...] = np.nan
+if sys.argv[2] == "backward":
+    args.output[...] = 0
+    args.gates[...] = 0.5
+    args.c[...] = 0
+calls = {"forward": lambda: native.forward(args), "backward": lambda: native.backward(back)}
+print("ready", flush=True)
+try:
+    calls[sys.argv[2]]()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+# What the call would have written last is as it was: it was interrupted, and not just finished early.
+last = args.output[-1] if sys.argv[2] == "forward" else back.grad_x[0]
+print("unfinished" if np.isnan(last).all() else "finished", flush=True)
+small = Case("lstm", "float32", 20, 16, 40, 64)
+assert_matches_reference(small, train(small, threads=2))
+print("usable", flush=True)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("function", ["forward", "backward"])
+def test_ctrl_c(function, threads, isa, tests_folder):
+    """A long call is interrupted before its end, raises KeyboardInterrupt, and the next one works."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, tests_folder, function, str(threads)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(isa),
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        with pytest.raises(subprocess.TimeoutExpired):  # the call is under way, and takes longer than this
+            process.wait(0.15)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)  # against a hang; nothing is measured
+    finally:
+        process.kill()
+        process.wait()
+    assert output.split() == ["interrupted", "unfinished", "usable"], errors
+
+
+def environment(isa):
+    import os
+
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HOTLOOP_")}
+    return env | {"HOTLOOP_ISA": isa, "HOTLOOP_BACKEND": "native"}
