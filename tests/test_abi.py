@@ -567,7 +567,7 @@ def test_long_calls_of_tiny_cells_come_back(cell, isa):
     seq_len, early = 1 << 15, 0
     while not early:
         seq_len *= 2
-        assert seq_len <= 1 << 19, "seventeen million states in a row, and it never came back"
+        assert seq_len <= 1 << 20, "thirty-five million states, and it never came back"
         call = Call(Case(cell, "float32", seq_len, 33, 1, 1), training=False)
         early = drive(call.run_forward)
 

@@ -57,7 +57,7 @@ def readme_sections():
     sections = {}
     for match in BLOCK.finditer(text):
         if not match["mark"]:
-            heading = re.findall(r"^#+ (.*)$", text[: match.start()], re.MULTILINE)[-1]
+            heading = re.findall(r"^##+ (.*)$", text[: match.start()], re.MULTILINE)[-1]
             line = text[: match.start("code")].count("\n") + 1
             sections.setdefault(heading, []).append((line, match["code"]))
     return sections

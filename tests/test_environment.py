@@ -12,6 +12,7 @@ import pytest
 from cases import CELLS, Case, assert_same_bits, train
 
 import hotloop
+import hotloop._backend
 
 # Runs calls of every cell, large enough to be split, on the instruction set and number of threads that argv names.
 CALLS = """
@@ -203,6 +204,24 @@ for _ in range(3):
     assert_same_bits(train(case, threads=2), want)
 """  # fmt: skip
     run_python(code, tests_folder, HOTLOOP_ISA=isa, timeout=60)
+
+
+def test_a_forked_child_starts_threads_of_its_own(run_python, best_isa, tests_folder):
+    """The parent's threads are not in the child, and must not be taken for its own."""
+    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+        pytest.skip("needs /proc and two processors")
+    code = CALLS + """
+import os
+case = Case("lstm", "float32", 60, 16, 40, 64)
+infer(case, threads=2)
+child = os.fork()
+if child == 0:
+    before = len(os.listdir("/proc/self/task"))
+    infer(case, threads=2)
+    os._exit(0 if len(os.listdir("/proc/self/task")) == before + 1 else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""  # fmt: skip
+    run_python(code, tests_folder, timeout=60)
 
 
 def test_fork_in_the_middle_of_calls(run_python, best_isa, tests_folder):
