@@ -113,12 +113,7 @@ int check_backward(const hotloop_backward_args& args, int threads) {
   return HOTLOOP_OK;
 }
 
-int clamp_threads(int32_t threads) {
-  if (threads <= 1) return 1;
-  const int most = hotloop::processors();
-  const int allowed = threads < most ? threads : most;
-  return allowed < kMaxThreads ? allowed : kMaxThreads;
-}
+int clamp_threads(int32_t threads) { return threads <= 1 ? 1 : threads < kMaxThreads ? threads : kMaxThreads; }
 
 }  // namespace
 

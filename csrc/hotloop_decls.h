@@ -69,7 +69,8 @@ typedef struct {
 } hotloop_backward_args;
 
 /* Bytes of workspace for one recurrence with that many threads, or -1 where the count overflows. Pointers in
-   args are only compared with NULL. */
+   args are only compared with NULL. `threads` is at most hotloop_processors() if the caller is wise, and the same in
+   all calls for one recurrence. */
 int64_t hotloop_forward_workspace(const hotloop_forward_args *args, int32_t threads);
 int64_t hotloop_backward_workspace(const hotloop_backward_args *args, int32_t threads);
 

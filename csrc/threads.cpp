@@ -5,6 +5,7 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -63,12 +64,18 @@ class Pool {
  private:
   void start(int wanted) {
     if (wanted > kMaxWorkers) wanted = kMaxWorkers;
-    while (workers_ < wanted) {
-      pthread_t thread;
-      if (pthread_create(&thread, nullptr, &Pool::main, this) != 0) return;  // fewer threads, same results
+    if (workers_ >= wanted) return;
+    // Workers inherit a mask that blocks the program's signals: who waits for one with sigwait must be the one to get it.
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    pthread_t thread;
+    while (workers_ < wanted && pthread_create(&thread, nullptr, &Pool::main, this) == 0) {  // fewer, same results
       pthread_detach(thread);
       ++workers_;
     }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   static void* main(void* pool) {
@@ -135,11 +142,12 @@ std::atomic<Pool*> pool{nullptr};
 
 void forget_pool() { pool.store(nullptr, std::memory_order_relaxed); }
 
+const int registered_at_load = pthread_atfork(nullptr, nullptr, &forget_pool);
+
 Pool* the_pool() {
   Pool* current = pool.load(std::memory_order_acquire);
   if (current != nullptr) return current;
-  static const int registered = pthread_atfork(nullptr, nullptr, &forget_pool);
-  (void)registered;
+  (void)registered_at_load;
   Pool* made = new (std::nothrow) Pool;
   if (made == nullptr || pool.compare_exchange_strong(current, made, std::memory_order_acq_rel)) return made;
   delete made;

@@ -13,6 +13,9 @@ namespace {
 // Rows of a chunk. Each chunk reads and writes the weight gradients once, so fewer rows cost traffic; more rows push dG
 // out of L2.
 constexpr int64_t kChunkRows = 256;
+// A chunk is also what is done between two looks at the clock: at most some 60 ms.
+template <class T>
+constexpr double kChunkFlops = 20 * kSliceFlops<T>;
 
 template <class T>
 struct BackwardStep {
@@ -131,8 +134,7 @@ struct BackwardRun {
   int64_t s0, s1;  // steps of this chunk
 
   static int useful_threads(const hotloop_forward_args& f, int threads) {
-    const double flops = 4.0 * f.seq_len * f.batch_size * G * f.hidden_size * (double)(f.input_size + f.hidden_size);
-    return flops < kInlineFlops ? 1 : threads;
+    return 2 * (double)f.seq_len * step_flops<Cell, T>(f) < kInlineFlops ? 1 : threads;
   }
 
   static BackwardRun carve(hotloop_backward_args& args, void* workspace, int64_t& bytes) {
@@ -140,6 +142,8 @@ struct BackwardRun {
     const int64_t B = args.forward.batch_size, I = args.forward.input_size, H = args.forward.hidden_size;
     BackwardRun run{args, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, 0};
     run.chunk = B > 0 ? kChunkRows / B : args.forward.seq_len;
+    const double most = kChunkFlops<T> / (2 * step_flops<Cell, T>(args.forward) + 1);
+    if ((double)run.chunk > most) run.chunk = (int64_t)most;
     if (run.chunk < 1) run.chunk = 1;
     if (run.chunk > args.forward.seq_len) run.chunk = args.forward.seq_len;
     // One line more than a whole number of them keeps rows of 4 KiB from meeting in the same sets of the cache.

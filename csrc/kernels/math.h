@@ -79,7 +79,7 @@ HOTLOOP_INLINE V tanh(V x) {
   V p, scale;
   exp_parts(splat<T>(-2) * magnitude(x), p, scale);
   const V u = fma(p, scale, scale - splat<T>(1));
-  return with_sign_of(x, -u / (splat<T>(2) + u));
+  return with_sign_of(x, (splat<T>(0) - u) / (splat<T>(2) + u));  // -u of tanh(0) would be -0
 }
 
 }  // namespace

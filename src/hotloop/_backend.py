@@ -93,7 +93,7 @@ def get_num_threads() -> int:
     global _threads
     if _threads is None:
         text = os.environ.get("HOTLOOP_NUM_THREADS", "")
-        if text and not text.isdecimal():
+        if text and not (text.isascii() and text.isdecimal()):
             raise ValueError(f"HOTLOOP_NUM_THREADS: expected an integer >= 1, got {text!r}")
         _threads = check_threads(int(text), "HOTLOOP_NUM_THREADS") if text else processors()
     return _threads

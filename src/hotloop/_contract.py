@@ -6,7 +6,6 @@ pair of strides), states as contiguous [B, H].
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -143,6 +142,10 @@ class LSTMGradients(NamedTuple):
 def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
     """`value` as an aligned native array of `dtype` (float32 or float64 where None), without a copy where possible."""
     if type(value) is not np.ndarray:
+        if value is None:
+            raise TypeError(f"{name}: expected an array, got None")
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected an array without a mask, got a masked array; pass {name}.filled(...)")
         if getattr(value, "requires_grad", False):
             raise TypeError(f"{name}: expected an array without gradient tracking, got a tensor that requires grad; "
                             f"pass {name}.detach()")  # fmt: skip
@@ -297,20 +300,26 @@ def check_forward(
     return args, output, layout
 
 
+def check_wrt(wrt: Any) -> tuple[str, ...] | None:
+    if wrt is None:
+        return None
+    try:
+        return (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    except TypeError:
+        raise TypeError(f"wrt: expected a name or an iterable of names, got {wrt!r}") from None
+
+
 def check_backward(
-    forward: Forward, layout: Layout, grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None
+    forward: Forward, layout: Layout, grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: tuple[str, ...] | None
 ) -> tuple[Backward, Array | None]:
     """Check upstream gradients and allocate the others. Returns the backend's arguments and grad_x as the caller
     sees it.
     """  # fmt: skip
     weights = forward.weights
     names = LSTMGradients._fields if weights.cell.has_c else Gradients._fields
-    if wrt is None:
-        wanted = frozenset(names)
-    else:
-        wanted = frozenset((wrt,) if isinstance(wrt, str) else wrt)
-        if not wanted <= set(names):
-            raise ValueError(f"wrt: expected names among {names}, got {sorted(wanted - set(names))}")
+    wanted = names if wrt is None else wrt
+    if unknown := [name for name in wanted if name not in names]:
+        raise ValueError(f"wrt: expected names among {names}, got {unknown}")
     seq_len, batch_size, input_size = forward.x.shape
     hidden_size, dtype = weights.hidden_size, weights.dtype
     if grad_output is not None:
@@ -346,12 +355,11 @@ def check_backward(
     return args, grad_x
 
 
-def gradients(args: Backward, grad_x: Array | None, layout: Layout, wrt: Iterable[str] | None) -> Any:
+def gradients(args: Backward, grad_x: Array | None, layout: Layout, wrt: tuple[str, ...] | None) -> Any:
     """The named tuple that vjp returns."""
-    wanted = None if wrt is None else {wrt} if isinstance(wrt, str) else set(wrt)
 
     def state(name: str, array: Array | None) -> Array | None:
-        return None if array is None or (wanted is not None and name not in wanted) else layout.state(array)
+        return None if array is None or (wrt is not None and name not in wrt) else layout.state(array)
 
     common = (
         grad_x,

@@ -1,15 +1,17 @@
 """Large arrays from memory used before, instead of fresh pages.
 
 The system clears every fresh page: the forward of a training step of LSTM T512 B32 I256 H256 takes 223 ms on fresh
-pages and 80 ms on used ones. So the memory of large arrays is kept when the last array over it is gone, up to
-HOTLOOP_RECYCLE_MIB (256 by default, 0 turns it off), and the next array of about that size gets it. Arrays are as those
-of np.empty in every other respect.
+pages and 80 ms on used ones. So when the last array over some memory is gone, the memory is kept for the next array of
+about that size. What is kept is trimmed to HOTLOOP_RECYCLE_MIB (256 by default, 0 turns recycling off) whenever a large
+array is made. The arrays do not own their memory in NumPy's sense (`base` is set, `resize` refuses); in every other
+respect they are those of np.empty.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections import deque
 from typing import Any
 
@@ -17,43 +19,49 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
 _LARGE = 1 << 20  # below, malloc recycles by itself
 
 
 def _limit() -> int:
-    text = os.environ.get("HOTLOOP_RECYCLE_MIB", "256")
-    if not text.isdecimal():
+    text = os.environ.get("HOTLOOP_RECYCLE_MIB") or "256"
+    if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"HOTLOOP_RECYCLE_MIB: expected an integer >= 0, got {text!r}")
     return int(text) << 20
 
 
 _most = _limit()
-_free: deque[Array] = deque()
+_free: list[Array] = []
 
 
 class _Block:
-    """Owns the memory of one array, which refers to it as its base; gives the memory back when that is gone."""
+    """Owns the memory of one array, which refers to it as its base."""
 
-    __slots__ = ("__array_interface__", "memory")
+    __slots__ = ("__array_interface__", "__weakref__", "end")
 
     def __init__(self, memory: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.memory = memory
         self.__array_interface__ = {
             "data": (memory.ctypes.data, False),
             "shape": shape,
             "typestr": dtype.str,
             "version": 3,
         }
+        self.end = _End(self, _ended.append)
+        self.end.memory = memory
 
-    # Defaults, because module globals may be gone when the interpreter ends. deque operations are atomic; a bound
-    # overshot for a moment by two threads does no harm.
-    def __del__(self, free: deque[Array] = _free, most: int = _most) -> None:
-        free.append(self.memory)
-        while sum(memory.nbytes for memory in list(free)) > most:
-            try:
-                free.popleft()
-            except IndexError:
-                break
+
+class _End(weakref.ref[_Block]):
+    """Carries the memory of a block past its end.
+
+    The callback is a method written in C on purpose: a `__del__` in Python is where the interpreter would handle a
+    pending Ctrl-C, and the KeyboardInterrupt raised there would be lost.
+    """
+
+    __slots__ = ("memory",)
+    memory: Array
+
+
+_ended: deque[_End] = deque()
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -65,12 +73,19 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def _take(size: int) -> Array:
-    for _ in range(len(_free)):  # a rotation at most: what does not fit goes back to the end
-        try:
-            memory = _free.popleft()
-        except IndexError:  # another thread was faster
-            break
-        if size <= memory.nbytes <= size + size // 8 + _LARGE:
-            return memory
-        _free.append(memory)
-    return np.empty(-(-size // _LARGE) * _LARGE, np.uint8)
+    # Another thread may do the same in between: each step is one operation on a list or a deque.
+    taken = None
+    try:
+        while _ended:
+            _free.append(_ended.popleft().memory)
+        for index, memory in enumerate(_free):
+            if size <= memory.nbytes <= size + size // 8 + _LARGE:
+                taken = _free.pop(index)
+                break
+        while sum(memory.nbytes for memory in tuple(_free)) > _most:
+            _free.pop(0)
+    except IndexError:
+        pass
+    if taken is None or taken.nbytes < size:
+        return np.empty(-(-size // _LARGE) * _LARGE, np.uint8)
+    return taken

@@ -83,17 +83,27 @@ def _set_weights(target: Any, weights: Weights) -> None:
     target.bias_hh = _address(weights.bias_hh)
 
 
+def _strides(sequence: Array) -> tuple[int, int]:
+    """Strides for time and batch in elements; that of an axis of length 1 may be anything and means nothing."""
+    shape, strides, size = sequence.shape, sequence.strides, sequence.itemsize
+    return strides[0] // size if shape[0] > 1 else 0, strides[1] // size if shape[1] > 1 else 0
+
+
+def _threads(wanted: int) -> int:
+    """Never more than the process may run on. Asked once a call, since that may change in the middle of it."""
+    return wanted if wanted == 1 else min(wanted, lib.hotloop_processors())
+
+
 def _set_forward(target: Any, args: Forward) -> None:
     _set_weights(target, args.weights)
-    size = args.weights.dtype.itemsize
     x, output = args.x, args.output
     target.reverse = args.reverse
     target.seq_len, target.batch_size = x.shape[:2]
     target.x = _address(x)
-    target.x_stride_t, target.x_stride_b = x.strides[0] // size, x.strides[1] // size
+    target.x_stride_t, target.x_stride_b = _strides(x)
     target.h0, target.c0 = _address(args.h0), _address(args.c0)
     target.output = _address(output)
-    target.output_stride_t, target.output_stride_b = output.strides[0] // size, output.strides[1] // size
+    target.output_stride_t, target.output_stride_b = _strides(output)
     target.h_n, target.c_n = _address(args.h_n), _address(args.c_n)
     target.gates, target.c = _address(args.gates), _address(args.c)
 
@@ -103,11 +113,12 @@ def forward(args: Forward) -> None:
     _set_forward(target, args)
     if args.packed is not None:
         target.packed = _address(args.packed)
-    workspace = _workspace(lib.hotloop_forward_workspace(target, args.threads))
+    threads = _threads(args.threads)
+    workspace = _workspace(lib.hotloop_forward_workspace(target, threads))
     target.workspace = _address(workspace)
     target.workspace_bytes = workspace.nbytes
     # Between two slices of a long call the interpreter sees Ctrl-C.
-    while (status := lib.hotloop_forward(target, 1, args.threads)) == _AGAIN:
+    while (status := lib.hotloop_forward(target, 1, threads)) == _AGAIN:
         pass
     if status:
         _fail(status)
@@ -116,18 +127,17 @@ def forward(args: Forward) -> None:
 def backward(args: Backward) -> None:
     target = ffi.new("hotloop_backward_args *")
     _set_forward(target.forward, args.forward)
-    size = args.grad_h0.itemsize
     if (grad_output := args.grad_output) is not None:
         target.grad_output = _address(grad_output)
-        target.grad_output_stride_t, target.grad_output_stride_b = (s // size for s in grad_output.strides[:2])
+        target.grad_output_stride_t, target.grad_output_stride_b = _strides(grad_output)
     if (grad_x := args.grad_x) is not None:
         target.grad_x = _address(grad_x)
-        target.grad_x_stride_t, target.grad_x_stride_b = (s // size for s in grad_x.strides[:2])
+        target.grad_x_stride_t, target.grad_x_stride_b = _strides(grad_x)
     target.grad_h_n, target.grad_c_n = _address(args.grad_h_n), _address(args.grad_c_n)
     target.grad_weight_ih, target.grad_weight_hh = _address(args.grad_weight_ih), _address(args.grad_weight_hh)
     target.grad_bias_ih, target.grad_bias_hh = _address(args.grad_bias_ih), _address(args.grad_bias_hh)
     target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
-    threads = args.forward.threads
+    threads = _threads(args.forward.threads)
     workspace = _workspace(lib.hotloop_backward_workspace(target, threads))
     target.workspace = _address(workspace)
     target.workspace_bytes = workspace.nbytes

@@ -26,6 +26,7 @@ from ._contract import (
     check_forward,
     check_threads,
     check_weights,
+    check_wrt,
     gradients,
 )
 
@@ -66,7 +67,7 @@ def _vjp(args: Forward, output: Array, layout: Layout) -> Callable[..., Any]:
     backend = _backend.active()
 
     def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> Any:
-        wanted = None if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        wanted = check_wrt(wrt)
         back, grad_x = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wanted)
         backend.backward(back)
         return gradients(back, grad_x, layout, wanted)
@@ -90,7 +91,7 @@ def _vjp(args: Forward, output: Array, layout: Layout) -> Callable[..., Any]:
 
 def _rnn_cell(nonlinearity: str) -> Cell:
     cells = {"tanh": RNN_TANH, "relu": RNN_RELU}
-    if nonlinearity not in cells:
+    if not isinstance(nonlinearity, str) or nonlinearity not in cells:
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
     return cells[nonlinearity]
 
@@ -499,6 +500,8 @@ def clip_grad_norm_(
     """
     items: Any = (grads,) if isinstance(grads, np.ndarray) else grads
     arrays = [item for item in (items.values() if isinstance(items, Mapping) else items) if item is not None]
+    if not isinstance(max_norm, (int, float, np.integer, np.floating)):
+        raise TypeError(f"max_norm: expected a number >= 0, got {max_norm!r}")
     if not max_norm >= 0:
         raise ValueError(f"max_norm: expected a number >= 0, got {max_norm}")
     for index, array in enumerate(arrays):
@@ -512,6 +515,6 @@ def clip_grad_norm_(
         raise ValueError(f"grads: expected a finite norm, got {norm}")
     scale = max_norm / (norm + 1e-6)
     if not scale >= 1:  # NaN included: torch multiplies by it too
-        for array in arrays:
+        for array in {id(array): array for array in arrays}.values():  # an array given twice is scaled once
             array *= array.dtype.type(scale)
     return norm
