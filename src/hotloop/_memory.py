@@ -67,12 +67,18 @@ _ended: deque[_End] = deque()
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """As np.empty."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE or size > _most:
+    if size < _LARGE or _most == 0:
         return np.empty(shape, dtype)
-    return np.asarray(_Block(_take(size), shape, dtype))
+    memory = _take(size)
+    if memory is None:
+        if size > _most:
+            return np.empty(shape, dtype)
+        memory = np.empty(-(-size // _LARGE) * _LARGE, np.uint8)
+    return np.asarray(_Block(memory, shape, dtype))
 
 
-def _take(size: int) -> Array:
+def _take(size: int) -> Array | None:
+    """Memory that is kept and fits; the rest is trimmed."""
     # Another thread may do the same in between: each step is one operation on a list or a deque.
     taken = None
     try:
@@ -86,6 +92,4 @@ def _take(size: int) -> Array:
             _free.pop(0)
     except IndexError:
         pass
-    if taken is None or taken.nbytes < size:
-        return np.empty(-(-size // _LARGE) * _LARGE, np.uint8)
-    return taken
+    return None if taken is None or taken.nbytes < size else taken
