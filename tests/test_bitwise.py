@@ -185,6 +185,23 @@ def test_zero_strides(cell, dtype, isa):
     assert_same_bits(train(case, data), train(case, copied))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("cell", CELLS)
+def test_strides_of_axes_of_length_one(cell, axis, isa):
+    """They mean nothing and may be anything."""
+    case = Case(cell, "float32", *((1, 7) if axis == 0 else (9, 1)), 5, 21)
+    data = case.data()
+    want = train(case, data)
+    for stride in (0, 4, -(2**61), 2**62):
+        moved = dict(data)
+        for name in ("x", "grad_output"):
+            strides = list(data[name].strides)
+            strides[axis] = stride
+            moved[name] = np.lib.stride_tricks.as_strided(data[name], strides=strides)
+            assert moved[name].strides[axis] == stride
+        assert_same_bits(train(case, moved), want)
+
+
 @cases
 def test_cut_anywhere(case, isa):
     """A sequence in two pieces at every step; in single steps; and on other numbers of threads."""

@@ -76,6 +76,22 @@ def test_bad_max_norm(max_norm):
     np.testing.assert_array_equal(array, 1)
 
 
+@pytest.mark.parametrize("max_norm", ["1", None, [1.0], 1j])
+def test_max_norm_of_a_wrong_type(max_norm):
+    array = np.ones(3)
+    with pytest.raises(TypeError, match=re.escape(f"max_norm: expected a number >= 0, got {max_norm!r}")):
+        hotloop.clip_grad_norm_(array, max_norm)
+    np.testing.assert_array_equal(array, 1)
+
+
+def test_an_array_given_twice_is_scaled_once():
+    """Two names for one parameter, as with tied weights."""
+    array = np.full(8, 1.0)
+    norm = hotloop.clip_grad_norm_({"a": array, "b": array}, 1.0)
+    assert norm == pytest.approx(4.0)
+    np.testing.assert_allclose(array, 0.25, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

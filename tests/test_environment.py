@@ -283,6 +283,24 @@ train(case, threads=2)
         assert run_python(code, tests_folder, timeout=60).stderr == ""
 
 
+def test_signals_are_left_to_the_programs_threads(run_python, best_isa, tests_folder):
+    """A program that blocks a signal and waits for it gets it: no thread of the pool takes it and ends the process."""
+    code = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # for the threads that NumPy starts
+""" + CALLS + """
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+infer(Case("lstm", "float32", 60, 16, 40, 64), threads=2)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+import os
+for _ in range(20):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
+assert not signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1]) - {signal.SIGUSR1}
+"""  # fmt: skip
+    run_python(code, tests_folder, timeout=60)
+
+
 # Ctrl-C
 
 INTERRUPTED = """

@@ -16,9 +16,18 @@ FLOAT32 = np.dtype(np.float32)
 
 @pytest.fixture(autouse=True)
 def no_memory_left():
-    _memory._free.clear()
+    forget()
     yield
+    forget()
+
+
+def forget():
+    _memory._ended.clear()
     _memory._free.clear()
+
+
+def kept_bytes():
+    return sum(memory.nbytes for memory in _memory._free) + sum(end.memory.nbytes for end in _memory._ended)
 
 
 def test_large_memory_is_used_again():
@@ -65,12 +74,16 @@ def test_live_arrays_are_apart():
         assert all((array == array[0]).all() for array in arrays)
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
+@pytest.mark.parametrize("next_one", [LARGE, (12 << 20,), (1 << 27,)], ids=["small", "one of those kept", "too large"])
+def test_what_is_kept_is_bounded(next_one):
+    """At the latest when the next large array is made, whether that takes memory that is kept or not."""
     arrays = [_memory.empty((12 << 20,), FLOAT32) for _ in range(8)]  # 48 MiB each, pages never touched
     del arrays
-    assert 0 < sum(memory.nbytes for memory in _memory._free) <= _memory._most
-    _memory.empty(LARGE, FLOAT32)  # in place of a new one, much more must not be taken
-    assert _memory.empty(LARGE, FLOAT32).base.memory.nbytes <= 4 << 20
+    assert kept_bytes() > 0
+    array = _memory.empty(next_one, FLOAT32)
+    assert kept_bytes() <= _memory._most
+    del array
+    assert _memory.empty(LARGE, FLOAT32).base.__array_interface__["shape"] == LARGE
 
 
 def test_threads():
@@ -90,14 +103,14 @@ def test_the_bound_is_the_users(run_python, value, kept):
 import hotloop, numpy as np
 from hotloop import _memory
 _memory.empty((1 << 19,), np.dtype(np.float32))
-print(len(_memory._free))
+print(len(_memory._free) + len(_memory._ended))
 """
     done = run_python(code, HOTLOOP_RECYCLE_MIB=value, HOTLOOP_BACKEND="numpy")
     assert done.stdout.split() == [str(kept)]
 
 
 def test_bad_bound(run_python):
-    for value in ("-1", "many"):
+    for value in ("-1", "many", "1.5"):
         done = run_python("import hotloop", check=False, HOTLOOP_RECYCLE_MIB=value, HOTLOOP_BACKEND="numpy")
         assert done.stderr.strip().splitlines()[-1] == (
             f"ValueError: HOTLOOP_RECYCLE_MIB: expected an integer >= 0, got {value!r}"
