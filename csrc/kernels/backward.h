@@ -16,6 +16,9 @@ constexpr int64_t kChunkRows = 256;
 // A chunk is also what is done between two looks at the clock: at most some 60 ms.
 template <class T>
 constexpr double kChunkFlops = 20 * kSliceFlops<T>;
+// Products of a chunk that are worth waking threads that slept while one thread ran the recurrence of a single row.
+template <class T>
+constexpr double kWakeFlops = 4 * kSliceFlops<T>;
 
 template <class T>
 struct BackwardStep {
@@ -134,7 +137,7 @@ struct BackwardRun {
   int64_t s0, s1;  // steps of this chunk
 
   static int useful_threads(const hotloop_forward_args& f, int threads) {
-    return 2 * (double)f.seq_len * step_flops<Cell, T>(f) < kInlineFlops ? 1 : threads;
+    return 2 * (double)f.seq_len * step_flops<Cell, T>(f) < kInlineFlops<T> ? 1 : threads;
   }
 
   static BackwardRun carve(hotloop_backward_args& args, void* workspace, int64_t& bytes) {
@@ -373,6 +376,8 @@ int backward(hotloop_backward_args& args, int threads, int64_t deadline) {
   if (args.cursor == 0) run.start();
   threads = Run::useful_threads(f, threads);
   const int row_threads = threads < f.batch_size ? threads : f.batch_size > 0 ? (int)f.batch_size : 1;
+  const double products = 2 * (double)run.chunk * step_flops<Cell, T>(f);
+  if (row_threads == 1 && products < kWakeFlops<T>) threads = 1;
   while (args.cursor < f.seq_len) {
     run.s1 = f.seq_len - args.cursor;
     run.s0 = run.s1 > run.chunk ? run.s1 - run.chunk : 0;
