@@ -18,7 +18,7 @@ template <class T>
 constexpr double kChunkFlops = 20 * kSliceFlops<T>;
 // Products of a chunk that are worth waking threads that slept while one thread ran the recurrence of a single row.
 template <class T>
-constexpr double kWakeFlops = 4 * kSliceFlops<T>;
+constexpr double kWakeFlops = kSliceFlops<T>;
 
 template <class T>
 struct BackwardStep {
