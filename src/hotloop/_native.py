@@ -89,9 +89,18 @@ def _strides(sequence: Array) -> tuple[int, int]:
     return strides[0] // size if shape[0] > 1 else 0, strides[1] // size if shape[1] > 1 else 0
 
 
-def _threads(wanted: int) -> int:
-    """Never more than the process may run on. Asked once a call, since that may change in the middle of it."""
-    return wanted if wanted == 1 else min(wanted, lib.hotloop_processors())
+def _run(workspace_size: Any, function: Any, target: Any, threads: int) -> None:
+    # Never more than the process may run on; asked once a call, since that may change in the middle of it.
+    if threads > 1:
+        threads = min(threads, lib.hotloop_processors())
+    workspace = _workspace(workspace_size(target, threads))
+    target.workspace = _address(workspace)
+    target.workspace_bytes = workspace.nbytes
+    # Between two slices of a long call the interpreter sees Ctrl-C.
+    while (status := function(target, 1, threads)) == _AGAIN:
+        pass
+    if status:
+        _fail(status)
 
 
 def _set_forward(target: Any, args: Forward) -> None:
@@ -113,15 +122,7 @@ def forward(args: Forward) -> None:
     _set_forward(target, args)
     if args.packed is not None:
         target.packed = _address(args.packed)
-    threads = _threads(args.threads)
-    workspace = _workspace(lib.hotloop_forward_workspace(target, threads))
-    target.workspace = _address(workspace)
-    target.workspace_bytes = workspace.nbytes
-    # Between two slices of a long call the interpreter sees Ctrl-C.
-    while (status := lib.hotloop_forward(target, 1, threads)) == _AGAIN:
-        pass
-    if status:
-        _fail(status)
+    _run(lib.hotloop_forward_workspace, lib.hotloop_forward, target, args.threads)
 
 
 def backward(args: Backward) -> None:
@@ -137,14 +138,7 @@ def backward(args: Backward) -> None:
     target.grad_weight_ih, target.grad_weight_hh = _address(args.grad_weight_ih), _address(args.grad_weight_hh)
     target.grad_bias_ih, target.grad_bias_hh = _address(args.grad_bias_ih), _address(args.grad_bias_hh)
     target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
-    threads = _threads(args.forward.threads)
-    workspace = _workspace(lib.hotloop_backward_workspace(target, threads))
-    target.workspace = _address(workspace)
-    target.workspace_bytes = workspace.nbytes
-    while (status := lib.hotloop_backward(target, 1, threads)) == _AGAIN:
-        pass
-    if status:
-        _fail(status)
+    _run(lib.hotloop_backward_workspace, lib.hotloop_backward, target, args.forward.threads)
 
 
 def pack(weights: Weights) -> Array:
