@@ -72,11 +72,12 @@ SHAPES = [
     ({"x": ones(3, 0, 4), "batch_first": True}, "x: expected seq_len >= 1, got 0"),
     ({"weight_ih": ones(4)}, "weight_ih: expected 2 dimensions (4*hidden_size, input_size), got 1 (4,)"),
     ({"weight_hh": ones(1, 24, 6)}, "weight_hh: expected 2 dimensions (4*hidden_size, hidden_size), got 3 (1, 24, 6)"),
-    ({"weight_hh": ones(24, 5)}, "weight_hh: expected shape (4*hidden_size, hidden_size) = (20, 5), got (24, 5)"),
-    ({"weight_hh": ones(6, 24)}, "weight_hh: expected shape (4*hidden_size, hidden_size) = (96, 24), got (6, 24)"),
-    ({"weight_hh": ones(0, 0)}, "weight_hh: expected hidden_size >= 1, got shape (0, 0)"),
-    ({"weight_ih": ones(23, 4)}, "weight_ih: expected shape (4*hidden_size, input_size) = (24, 4), got (23, 4)"),
-    ({"weight_ih": ones(24, 0)}, "weight_ih: expected input_size >= 1, got shape (24, 0)"),
+    ({"weight_hh": ones(24, 5)}, "weight_hh: expected shape (4*hidden_size, hidden_size) = (24, 6), got (24, 5)"),
+    ({"weight_hh": ones(6, 24)}, "weight_hh: expected shape (4*hidden_size, hidden_size) = (24, 6), got (6, 24)"),
+    ({"weight_hh": ones(0, 0)}, "weight_hh: expected shape (4*hidden_size, hidden_size) = (24, 6), got (0, 0)"),
+    ({"weight_ih": ones(23, 4)}, "weight_ih: expected shape (4*hidden_size, input_size), a multiple of 4, got (23, 4)"),
+    ({"weight_ih": ones(24, 0)}, "weight_ih: expected hidden_size >= 1 and input_size >= 1, got shape (24, 0)"),
+    ({"weight_ih": ones(0, 4)}, "weight_ih: expected hidden_size >= 1 and input_size >= 1, got shape (0, 4)"),
     ({"bias_ih": ones(6)}, "bias_ih: expected shape (4*hidden_size,) = (24,), got (6,)"),
     ({"bias_ih": ones()}, "bias_ih: expected shape (4*hidden_size,) = (24,), got ()"),
     ({"bias_hh": ones(24, 1)}, "bias_hh: expected shape (4*hidden_size,) = (24,), got (24, 1)"),
@@ -99,8 +100,8 @@ def test_shapes(change, message):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("rnn_tanh", "weight_hh: expected shape (hidden_size, hidden_size) = (5, 5), got (6, 5)"),
-        ("gru", "weight_hh: expected shape (3*hidden_size, hidden_size) = (15, 5), got (18, 5)"),
+        ("rnn_tanh", "weight_hh: expected shape (hidden_size, hidden_size) = (6, 6), got (6, 5)"),
+        ("gru", "weight_hh: expected shape (3*hidden_size, hidden_size) = (18, 6), got (18, 5)"),
     ],
 )
 @pytest.mark.usefixtures("no_backend")
@@ -353,7 +354,7 @@ def test_sequences_and_array_interfaces_are_taken(variant):
 @pytest.mark.usefixtures("no_backend")
 def test_direction_checks_too():
     data = CASE.data()
-    with raises(ValueError, "weight_hh: expected shape (4*hidden_size, hidden_size) = (20, 5), got (24, 5)"):
+    with raises(ValueError, "weight_hh: expected shape (4*hidden_size, hidden_size) = (24, 6), got (24, 5)"):
         Direction("lstm", data["weight_ih"], ones(24, 5))
     with pytest.raises(KeyError, match="elman"):
         Direction("elman", data["weight_ih"], data["weight_hh"])

@@ -185,13 +185,14 @@ def check_weights(cell: Cell, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias
     for name, weight, columns in (("weight_ih", weight_ih, "input_size"), ("weight_hh", weight_hh, "hidden_size")):
         if weight.ndim != 2:
             raise ValueError(f"{name}: expected 2 dimensions ({rows}, {columns}), got {weight.ndim} {weight.shape}")
-    hidden_size = weight_hh.shape[1]
-    if hidden_size < 1:
-        raise ValueError(f"weight_hh: expected hidden_size >= 1, got shape {weight_hh.shape}")
-    if weight_ih.shape[1] < 1:
-        raise ValueError(f"weight_ih: expected input_size >= 1, got shape {weight_ih.shape}")
+    if weight_ih.shape[0] % gates:
+        raise ValueError(
+            f"weight_ih: expected shape ({rows}, input_size), a multiple of {gates}, got {weight_ih.shape}"
+        )
+    if min(weight_ih.shape) < 1:
+        raise ValueError(f"weight_ih: expected hidden_size >= 1 and input_size >= 1, got shape {weight_ih.shape}")
+    hidden_size = weight_ih.shape[0] // gates
     _expect("weight_hh", weight_hh, f"({rows}, hidden_size)", (gates * hidden_size, hidden_size))
-    _expect("weight_ih", weight_ih, f"({rows}, input_size)", (gates * hidden_size, weight_ih.shape[1]))
     biases: list[Array | None] = []
     for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if bias is not None:

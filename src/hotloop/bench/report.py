@@ -290,7 +290,8 @@ def _case_table(cases: Sequence[results.Case]) -> str:
             behind = row.overall is not None and row.overall.value < 1 and row.problem.is_judged
             lines.append((cells, behind))
     note = (
-        "<p>Shaded: the best peer is faster than hotloop (training on one step is shown, but not judged). "
+        "<p>Shaded: the best peer at its best number of threads is faster than hotloop at its best "
+        "(training on one step is shown, but not judged). "
         "A dash: not measured.</p>"
     )
     return note + _table(heads, lines)

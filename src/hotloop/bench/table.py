@@ -10,6 +10,12 @@ from rich.table import Table
 
 from . import results
 
+COLUMNS = (
+    "problem", "threads", "time", "GF/s", "steps/s", "best peer", "speed-up", "over the best of all", "of roof",
+)  # fmt: skip
+RIGHT = {"threads", "time", "GF/s", "steps/s", "of roof"}
+LEFT_OUT_WHERE_NARROW = {"GF/s", "steps/s", "over the best of all"}
+WIDE, NARROWEST = 140, 100  # columns that all of the table needs, and what is left of it
 BUSY = 0.5  # load average from which timings are not to be trusted
 
 
@@ -22,21 +28,22 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         highlight=False,
         markup=False,
     )
+    # In a narrow terminal some columns are left out and the rest may wrap: no figure is ever cut short.
+    shown = [name for name in COLUMNS if console.width >= WIDE or name not in LEFT_OUT_WHERE_NARROW]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("problem", no_wrap=True)
-    for name in ("threads", "time", "GF/s", "steps/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("best peer", no_wrap=True)
-    table.add_column("speed-up", no_wrap=True)
-    table.add_column("over the best of all", no_wrap=True)
-    table.add_column("of roof", justify="right", no_wrap=True)
+    for name in shown:
+        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True)
+
+    def add_row(*cells: str) -> None:
+        table.add_row(*(cell for name, cell in zip(COLUMNS, cells, strict=True) if name in shown))
+
     for case in record["cases"]:
         lines = list(results.rows(case))
         if not lines:
-            table.add_row(case["problem"]["name"], "-", "-", "-", "-", "-", "-", "-", "-")
+            add_row(case["problem"]["name"], "-", "-", "-", "-", "-", "-", "-", "-")
         for row in lines:
             overall = "" if row.overall is None else f"{results.format_interval(row.overall)} "
-            table.add_row(
+            add_row(
                 row.problem.name if row is lines[0] else "",
                 str(row.threads),
                 results.format_seconds(row.seconds),
@@ -47,10 +54,11 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
                 overall + (results.format_candidate(row.overall_peer) if overall else ""),
                 "-" if row.of_roof is None else f"{row.of_roof:.0%}",
             )
-    console.print(table, highlight=False)
+    console.print(table, highlight=False, width=max(console.width, NARROWEST), crop=False)
     console.print(
-        "speed-up: how many times faster than the best peer at the same number of threads, and our best over the best "
-        "of all;\nmedian of the ratios of interleaved rounds (95 % bootstrap interval).",
+        "speed-up: how many times faster than the best peer at the same number of threads, and, once a problem, our "
+        "best over the best of all;\nmedian of the ratios of interleaved rounds (95 % bootstrap interval). of roof: "
+        "the time that the machine's limits allow, on that many threads, over ours. GF/s: products only.",
         style="dim",
         highlight=False,
     )
