@@ -54,7 +54,10 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
                 overall + (results.format_candidate(row.overall_peer) if overall else ""),
                 "-" if row.of_roof is None else f"{row.of_roof:.0%}",
             )
-    console.print(table, highlight=False, width=max(console.width, NARROWEST), crop=False)
+    width = console.width
+    console.width = max(width, NARROWEST)
+    console.print(table, highlight=False, crop=False)
+    console.width = width
     console.print(
         "speed-up: how many times faster than the best peer at the same number of threads, and, once a problem, our "
         "best over the best of all;\nmedian of the ratios of interleaved rounds (95 % bootstrap interval). of roof: "
