@@ -273,20 +273,7 @@ def _case_table(cases: Sequence[results.Case]) -> str:
     lines = []
     for case in cases:
         for row in results.rows(case):
-            overall = "" if row.overall is None else results.format_interval(row.overall)
-            if row.overall_peer is not None:
-                overall += f" {results.format_candidate(row.overall_peer)}"
-            cells = (
-                _label(row.problem),
-                str(row.threads),
-                results.format_seconds(row.seconds),
-                f"{row.gigaflops:.3g}",
-                results.format_count(row.steps_per_second),
-                results.format_candidate(row.peer),
-                results.format_interval(row.speedup),
-                overall,
-                "-" if row.of_roof is None else f"{row.of_roof:.0%}",
-            )
+            cells = (_label(row.problem), *results.cells(row))
             behind = row.overall is not None and row.overall.value < 1 and row.problem.is_judged
             lines.append((cells, behind))
     note = (

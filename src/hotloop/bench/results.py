@@ -177,3 +177,20 @@ def format_interval(interval: stats.Interval | None) -> str:
 def format_candidate(candidate: CandidateRecord | None) -> str:
     """Write name and threads."""
     return "-" if candidate is None else f"{candidate['name']} {candidate['threads']}t"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Write what every table of cases shows of a row after its problem: threads to fraction of the roof."""
+    overall = "" if row.overall is None else format_interval(row.overall)
+    if row.overall_peer is not None:
+        overall += f" {format_candidate(row.overall_peer)}"
+    return (
+        str(row.threads),
+        format_seconds(row.seconds),
+        f"{row.gigaflops:.3g}",
+        format_count(row.steps_per_second),
+        format_candidate(row.peer),
+        format_interval(row.speedup),
+        overall,
+        "-" if row.of_roof is None else f"{row.of_roof:.0%}",
+    )

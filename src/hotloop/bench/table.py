@@ -42,18 +42,7 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         if not lines:
             add_row(case["problem"]["name"], "-", "-", "-", "-", "-", "-", "-", "-")
         for row in lines:
-            overall = "" if row.overall is None else f"{results.format_interval(row.overall)} "
-            add_row(
-                row.problem.name if row is lines[0] else "",
-                str(row.threads),
-                results.format_seconds(row.seconds),
-                f"{row.gigaflops:.3g}",
-                results.format_count(row.steps_per_second),
-                results.format_candidate(row.peer),
-                results.format_interval(row.speedup),
-                overall + (results.format_candidate(row.overall_peer) if overall else ""),
-                "-" if row.of_roof is None else f"{row.of_roof:.0%}",
-            )
+            add_row(row.problem.name if row is lines[0] else "", *results.cells(row))
     width = console.width
     console.width = max(width, NARROWEST)
     console.print(table, highlight=False, crop=False)
