@@ -24,9 +24,6 @@ struct PackedHeader {
 };
 static_assert(sizeof(PackedHeader) <= hotloop::kPackedHeaderBytes);
 
-int gates_of(int32_t cell) { return cell == HOTLOOP_LSTM ? 4 : cell == HOTLOOP_GRU ? 3 : 1; }
-int saved_of(int32_t cell) { return cell == HOTLOOP_LSTM || cell == HOTLOOP_GRU ? 4 : 0; }
-
 const CellKernels& kernels_of(const KernelTable& table, const hotloop_forward_args& args) {
   return table.types[args.dtype].cells[args.cell];
 }
@@ -36,9 +33,10 @@ int check_weights(const hotloop_forward_args* args) {
       args->dtype >= HOTLOOP_DTYPE_COUNT || args->input_size < 1 || args->hidden_size < 1) {
     return HOTLOOP_BAD_ARGUMENT;
   }
-  const double G = gates_of(args->cell), I = (double)args->input_size, H = (double)args->hidden_size;
+  const KernelTable* const table = hotloop::active_table();
+  if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
+  const double G = kernels_of(*table, *args).gates, I = (double)args->input_size, H = (double)args->hidden_size;
   if (G * (H + 64) * (I + H + 64) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
-  if (hotloop::active_table() == nullptr) return HOTLOOP_UNKNOWN_ISA;
   return HOTLOOP_OK;
 }
 
@@ -62,15 +60,16 @@ bool missing(const void* pointer, int64_t count) { return pointer == nullptr && 
 
 int check_forward(const hotloop_forward_args& args, int threads) {
   const KernelTable& table = *hotloop::active_table();
+  const CellKernels& cell = kernels_of(table, args);
   const int64_t B = args.batch_size;
-  const bool lstm = args.cell == HOTLOOP_LSTM;
   if (args.cursor < 0 || args.cursor > args.seq_len || missing(args.x, B) || missing(args.output, B) ||
-      missing(args.h_n, B) || (lstm && missing(args.c_n, B))) {
+      missing(args.h_n, B) || (cell.has_c && missing(args.c_n, B))) {
     return HOTLOOP_BAD_ARGUMENT;
   }
-  // In training an LSTM keeps both its gates and c; the other cells have no c.
-  if ((args.gates != nullptr && saved_of(args.cell) == 0) ||
-      (lstm ? (args.gates == nullptr) != (args.c == nullptr) && B > 0 : args.c != nullptr || args.c0 != nullptr)) {
+  // In training a cell with c keeps both its gates and c.
+  if ((args.gates != nullptr && cell.saved == 0) ||
+      (cell.has_c ? (args.gates == nullptr) != (args.c == nullptr) && B > 0
+                  : args.c != nullptr || args.c0 != nullptr)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   if (args.packed != nullptr) {
@@ -82,22 +81,21 @@ int check_forward(const hotloop_forward_args& args, int threads) {
   } else if (args.weight_ih == nullptr || args.weight_hh == nullptr) {
     return HOTLOOP_BAD_ARGUMENT;
   }
-  if (args.workspace == nullptr || args.workspace_bytes < kernels_of(table, args).forward_workspace(args, threads)) {
+  if (args.workspace == nullptr || args.workspace_bytes < cell.forward_workspace(args, threads)) {
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
   return HOTLOOP_OK;
 }
 
 int check_backward(const hotloop_backward_args& args, int threads) {
-  const KernelTable& table = *hotloop::active_table();
   const hotloop_forward_args& forward = args.forward;
+  const CellKernels& cell = kernels_of(*hotloop::active_table(), forward);
   const int64_t B = forward.batch_size;
-  const bool lstm = forward.cell == HOTLOOP_LSTM;
   if (args.cursor < 0 || args.cursor > forward.seq_len || missing(forward.x, B) || missing(forward.output, B) ||
       forward.weight_ih == nullptr || forward.weight_hh == nullptr || missing(args.grad_h0, B) ||
-      (saved_of(forward.cell) > 0 && missing(forward.gates, B)) ||
-      (lstm ? missing(forward.c, B) || missing(args.grad_c0, B)
-            : args.grad_c_n != nullptr || args.grad_c0 != nullptr)) {
+      (cell.saved > 0 && missing(forward.gates, B)) ||
+      (cell.has_c ? missing(forward.c, B) || missing(args.grad_c0, B)
+                  : args.grad_c_n != nullptr || args.grad_c0 != nullptr)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   const double T = (double)forward.seq_len;
@@ -106,8 +104,7 @@ int check_backward(const hotloop_backward_args& args, int threads) {
   for (const double extent : strides) {
     if (fabs(extent) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
   }
-  if (args.workspace == nullptr ||
-      args.workspace_bytes < kernels_of(table, forward).backward_workspace(args, threads)) {
+  if (args.workspace == nullptr || args.workspace_bytes < cell.backward_workspace(args, threads)) {
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
   return HOTLOOP_OK;

@@ -13,6 +13,8 @@ constexpr int64_t kPackedHeaderBytes = 64;
 
 // Sizes have been checked: no product of dimensions and element size overflows.
 struct CellKernels {
+  int gates, saved;  // G and S of hotloop_decls.h
+  bool has_c;
   int64_t (*packed_bytes)(const hotloop_forward_args& args);
   void (*pack)(const hotloop_forward_args& args, void* packed);
   int64_t (*forward_workspace)(const hotloop_forward_args& args, int threads);

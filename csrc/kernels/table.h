@@ -16,8 +16,17 @@ void elementwise(const void* x, void* result, int64_t count) {
 
 template <class Cell, class T>
 constexpr hotloop::CellKernels cell_kernels() {
-  return {packed_bytes<Cell, T>,       pack<Cell, T>,     forward_workspace<Cell, T>, forward<Cell, T>,
-          backward_workspace<Cell, T>, backward<Cell, T>, probe_forward<Cell, T>,     probe_backward<Cell, T>};
+  return {Cell::kGates,
+          Cell::kSaved,
+          Cell::kHasC,
+          packed_bytes<Cell, T>,
+          pack<Cell, T>,
+          forward_workspace<Cell, T>,
+          forward<Cell, T>,
+          backward_workspace<Cell, T>,
+          backward<Cell, T>,
+          probe_forward<Cell, T>,
+          probe_backward<Cell, T>};
 }
 
 template <class T>
