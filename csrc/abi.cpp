@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "hotloop.h"
+#include "schedule.h"
 #include "threads.h"
 
 namespace {
@@ -11,8 +12,8 @@ namespace {
 using hotloop::CellKernels;
 using hotloop::KernelTable;
 
-constexpr int64_t kSliceNs = 50'000'000;  // a call returns HOTLOOP_AGAIN after this long, so that Ctrl-C is seen
 constexpr int kMaxThreads = 256;
+constexpr int64_t kMaxCount = 1 << 20;
 // Every array of a call, and the workspace, must be shorter than this. Products of sizes are formed in double, whose
 // rounding is far below the distance to where int64 overflows.
 constexpr double kMaxBytes = 4.0e18 / 16;
@@ -58,7 +59,7 @@ int check_sizes(const hotloop_forward_args* args) {
 
 bool missing(const void* pointer, int64_t count) { return pointer == nullptr && count > 0; }
 
-int check_forward(const hotloop_forward_args& args, int threads) {
+int check_call(const hotloop_forward_args& args) {
   const KernelTable& table = *hotloop::active_table();
   const CellKernels& cell = kernels_of(table, args);
   const int64_t B = args.batch_size;
@@ -81,13 +82,10 @@ int check_forward(const hotloop_forward_args& args, int threads) {
   } else if (args.weight_ih == nullptr || args.weight_hh == nullptr) {
     return HOTLOOP_BAD_ARGUMENT;
   }
-  if (args.workspace == nullptr || args.workspace_bytes < cell.forward_workspace(args, threads)) {
-    return HOTLOOP_WORKSPACE_TOO_SMALL;
-  }
   return HOTLOOP_OK;
 }
 
-int check_backward(const hotloop_backward_args& args, int threads) {
+int check_call(const hotloop_backward_args& args) {
   const hotloop_forward_args& forward = args.forward;
   const CellKernels& cell = kernels_of(*hotloop::active_table(), forward);
   const int64_t B = forward.batch_size;
@@ -104,60 +102,175 @@ int check_backward(const hotloop_backward_args& args, int threads) {
   for (const double extent : strides) {
     if (fabs(extent) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
   }
-  if (args.workspace == nullptr || args.workspace_bytes < cell.backward_workspace(args, threads)) {
-    return HOTLOOP_WORKSPACE_TOO_SMALL;
-  }
   return HOTLOOP_OK;
 }
 
+const hotloop_forward_args* forward_of(const hotloop_forward_args& args) { return &args; }
+const hotloop_forward_args* forward_of(const hotloop_backward_args& args) { return &args.forward; }
+
 int clamp_threads(int32_t threads) { return threads <= 1 ? 1 : threads < kMaxThreads ? threads : kMaxThreads; }
+
+template <class Args>
+int64_t workspace_of(const Args* args, int64_t count, int32_t threads) {
+  if (args == nullptr || count < 0 || count > kMaxCount) return -1;
+  for (int64_t i = 0; i < count; ++i) {
+    if (check_sizes(forward_of(args[i])) != HOTLOOP_OK) return -1;
+  }
+  const double each = (double)hotloop::workspace_of(args, 1, clamp_threads(threads));
+  if (each * (double)count > kMaxBytes) return -1;
+  return hotloop::workspace_of(args, count, clamp_threads(threads));
+}
+
+template <class Args>
+int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t workspace_bytes) {
+  if (args == nullptr || count < 0 || count > kMaxCount) return HOTLOOP_BAD_ARGUMENT;
+  for (int64_t i = 0; i < count; ++i) {
+    int status = check_sizes(forward_of(args[i]));
+    if (status == HOTLOOP_OK) status = check_call(args[i]);
+    if (status != HOTLOOP_OK) return status;
+  }
+  threads = clamp_threads(threads);
+  if (count == 0) return HOTLOOP_OK;
+  if (workspace == nullptr || workspace_bytes < hotloop::workspace_of(args, count, threads)) {
+    return HOTLOOP_WORKSPACE_TOO_SMALL;
+  }
+  return hotloop::run(args, count, threads, workspace);
+}
+
+template <class Args>
+int run_to_the_end(Args& args, int32_t threads, void* workspace, int64_t workspace_bytes) {
+  int status;
+  do {
+    status = run(&args, 1, threads, workspace, workspace_bytes);
+  } while (status == HOTLOOP_AGAIN);
+  return status;
+}
 
 }  // namespace
 
 extern "C" {
 
-int64_t hotloop_forward_workspace(const hotloop_forward_args* args, int32_t threads) {
-  if (check_sizes(args) != HOTLOOP_OK) return -1;
-  return kernels_of(*hotloop::active_table(), *args).forward_workspace(*args, clamp_threads(threads));
+int64_t hotloop_forward_workspace(const hotloop_forward_args* args, int64_t count, int32_t threads) {
+  return workspace_of(args, count, threads);
 }
 
-int64_t hotloop_backward_workspace(const hotloop_backward_args* args, int32_t threads) {
-  if (args == nullptr || check_sizes(&args->forward) != HOTLOOP_OK) return -1;
-  return kernels_of(*hotloop::active_table(), args->forward).backward_workspace(*args, clamp_threads(threads));
+int64_t hotloop_backward_workspace(const hotloop_backward_args* args, int64_t count, int32_t threads) {
+  return workspace_of(args, count, threads);
 }
 
-int32_t hotloop_forward(hotloop_forward_args* args, int64_t count, int32_t threads) {
-  if (args == nullptr || count < 0) return HOTLOOP_BAD_ARGUMENT;
-  threads = clamp_threads(threads);
-  for (int64_t i = 0; i < count; ++i) {
-    int status = check_sizes(&args[i]);
-    if (status == HOTLOOP_OK) status = check_forward(args[i], threads);
-    if (status != HOTLOOP_OK) return status;
-  }
-  const int64_t deadline = hotloop::monotonic_ns() + kSliceNs;
-  for (int64_t i = 0; i < count; ++i) {
-    if (args[i].cursor == args[i].seq_len) continue;
-    const int status = kernels_of(*hotloop::active_table(), args[i]).forward(args[i], threads, deadline);
-    if (status != HOTLOOP_OK) return status;
-  }
-  return HOTLOOP_OK;
+int32_t hotloop_forward(hotloop_forward_args* args, int64_t count, int32_t threads, void* workspace,
+                        int64_t workspace_bytes) {
+  return run(args, count, threads, workspace, workspace_bytes);
 }
 
-int32_t hotloop_backward(hotloop_backward_args* args, int64_t count, int32_t threads) {
-  if (args == nullptr || count < 0) return HOTLOOP_BAD_ARGUMENT;
-  threads = clamp_threads(threads);
-  for (int64_t i = 0; i < count; ++i) {
-    int status = check_sizes(&args[i].forward);
-    if (status == HOTLOOP_OK) status = check_backward(args[i], threads);
-    if (status != HOTLOOP_OK) return status;
-  }
-  const int64_t deadline = hotloop::monotonic_ns() + kSliceNs;
-  for (int64_t i = 0; i < count; ++i) {
-    if (args[i].cursor == args[i].forward.seq_len) continue;
-    const int status = kernels_of(*hotloop::active_table(), args[i].forward).backward(args[i], threads, deadline);
-    if (status != HOTLOOP_OK) return status;
-  }
-  return HOTLOOP_OK;
+int32_t hotloop_backward(hotloop_backward_args* args, int64_t count, int32_t threads, void* workspace,
+                         int64_t workspace_bytes) {
+  return run(args, count, threads, workspace, workspace_bytes);
+}
+
+int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
+                                       int64_t input_size, int64_t hidden_size, int32_t threads) {
+  hotloop_forward_args args{};
+  args.cell = cell;
+  args.dtype = dtype;
+  args.seq_len = seq_len;
+  args.batch_size = batch_size;
+  args.input_size = input_size;
+  args.hidden_size = hidden_size;
+  return workspace_of(&args, 1, threads);
+}
+
+int64_t hotloop_backward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
+                                        int64_t input_size, int64_t hidden_size, int32_t threads) {
+  hotloop_backward_args args{};
+  args.forward.cell = cell;
+  args.forward.dtype = dtype;
+  args.forward.seq_len = seq_len;
+  args.forward.batch_size = batch_size;
+  args.forward.input_size = input_size;
+  args.forward.hidden_size = hidden_size;
+  args.grad_x = args.grad_weight_ih = args.grad_weight_hh = &args;  // wanted: only compared with null here
+  return workspace_of(&args, 1, threads);
+}
+
+int32_t hotloop_forward_flat(int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size,
+                             int64_t input_size, int64_t hidden_size, const void* x, int64_t x_stride_t,
+                             int64_t x_stride_b, const void* weight_ih, const void* weight_hh, const void* bias_ih,
+                             const void* bias_hh, const void* h0, const void* c0, void* output, int64_t output_stride_t,
+                             int64_t output_stride_b, void* h_n, void* c_n, void* gates, void* c, int32_t threads,
+                             void* workspace, int64_t workspace_bytes) {
+  hotloop_forward_args args{};
+  args.cell = cell;
+  args.dtype = dtype;
+  args.reverse = reverse;
+  args.seq_len = seq_len;
+  args.batch_size = batch_size;
+  args.input_size = input_size;
+  args.hidden_size = hidden_size;
+  args.x = x;
+  args.x_stride_t = x_stride_t;
+  args.x_stride_b = x_stride_b;
+  args.weight_ih = weight_ih;
+  args.weight_hh = weight_hh;
+  args.bias_ih = bias_ih;
+  args.bias_hh = bias_hh;
+  args.h0 = h0;
+  args.c0 = c0;
+  args.output = output;
+  args.output_stride_t = output_stride_t;
+  args.output_stride_b = output_stride_b;
+  args.h_n = h_n;
+  args.c_n = c_n;
+  args.gates = gates;
+  args.c = c;
+  return run_to_the_end(args, threads, workspace, workspace_bytes);
+}
+
+int32_t hotloop_backward_flat(int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size,
+                              int64_t input_size, int64_t hidden_size, const void* x, int64_t x_stride_t,
+                              int64_t x_stride_b, const void* weight_ih, const void* weight_hh, const void* h0,
+                              const void* c0, const void* output, int64_t output_stride_t, int64_t output_stride_b,
+                              const void* gates, const void* c, const void* grad_output, int64_t grad_output_stride_t,
+                              int64_t grad_output_stride_b, const void* grad_h_n, const void* grad_c_n, void* grad_x,
+                              int64_t grad_x_stride_t, int64_t grad_x_stride_b, void* grad_weight_ih,
+                              void* grad_weight_hh, void* grad_bias_ih, void* grad_bias_hh, void* grad_h0,
+                              void* grad_c0, int32_t threads, void* workspace, int64_t workspace_bytes) {
+  hotloop_backward_args args{};
+  hotloop_forward_args& forward = args.forward;
+  forward.cell = cell;
+  forward.dtype = dtype;
+  forward.reverse = reverse;
+  forward.seq_len = seq_len;
+  forward.batch_size = batch_size;
+  forward.input_size = input_size;
+  forward.hidden_size = hidden_size;
+  forward.x = x;
+  forward.x_stride_t = x_stride_t;
+  forward.x_stride_b = x_stride_b;
+  forward.weight_ih = weight_ih;
+  forward.weight_hh = weight_hh;
+  forward.h0 = h0;
+  forward.c0 = c0;
+  forward.output = const_cast<void*>(output);
+  forward.output_stride_t = output_stride_t;
+  forward.output_stride_b = output_stride_b;
+  forward.gates = const_cast<void*>(gates);
+  forward.c = const_cast<void*>(c);
+  args.grad_output = grad_output;
+  args.grad_output_stride_t = grad_output_stride_t;
+  args.grad_output_stride_b = grad_output_stride_b;
+  args.grad_h_n = grad_h_n;
+  args.grad_c_n = grad_c_n;
+  args.grad_x = grad_x;
+  args.grad_x_stride_t = grad_x_stride_t;
+  args.grad_x_stride_b = grad_x_stride_b;
+  args.grad_weight_ih = grad_weight_ih;
+  args.grad_weight_hh = grad_weight_hh;
+  args.grad_bias_ih = grad_bias_ih;
+  args.grad_bias_hh = grad_bias_hh;
+  args.grad_h0 = grad_h0;
+  args.grad_c0 = grad_c0;
+  return run_to_the_end(args, threads, workspace, workspace_bytes);
 }
 
 int64_t hotloop_packed_bytes(const hotloop_forward_args* args) {

@@ -1,5 +1,5 @@
-// The kernel table of one instruction set, and the choice among them. The only header of this folder, with threads.h,
-// that kernels/ may include: no standard header with inline functions here either.
+// The kernel table of one instruction set, and the choice among them. The only header of this folder that kernels/ may
+// include: no standard header with inline functions here either.
 #pragma once
 
 #include <stddef.h>
@@ -11,16 +11,29 @@ namespace hotloop {
 // Packed weights begin with a line that abi.cpp writes and reads; CellKernels::pack is given what follows it.
 constexpr int64_t kPackedHeaderBytes = 64;
 
-// Sizes have been checked: no product of dimensions and element size overflows.
+// One recurrence, forward or backward, in rounds of some steps; schedule.cpp decides how many steps a round takes and in
+// how many shares, which run side by side, each phase of it is done. Sizes have been checked: no product of dimensions
+// and element size overflows.
+template <class Args>
+struct Phases {
+  double (*step_ns)(const Args& args);      // what a step takes one thread, by a rough model
+  int64_t (*most_steps)(const Args& args);  // of a round
+  int64_t (*workspace)(const Args& args, int shares);
+  void (*start)(const Args& args, void* workspace, int shares);
+  // The recurrence itself, shares of the batch's rows: steps cursor .. cursor+steps.
+  void (*rows)(const Args& args, void* workspace, int64_t steps, int index, int shares);
+  // Backward: what follows from all rows of the round, any number of shares; and what is left after the last round.
+  void (*products)(const Args& args, void* workspace, int64_t steps, int index, int shares);
+  void (*finish)(const Args& args, void* workspace);
+};
+
 struct CellKernels {
   int gates, saved;  // G and S of hotloop_decls.h
   bool has_c;
   int64_t (*packed_bytes)(const hotloop_forward_args& args);
   void (*pack)(const hotloop_forward_args& args, void* packed);
-  int64_t (*forward_workspace)(const hotloop_forward_args& args, int threads);
-  int (*forward)(hotloop_forward_args& args, int threads, int64_t deadline);  // HOTLOOP_OK or HOTLOOP_AGAIN
-  int64_t (*backward_workspace)(const hotloop_backward_args& args, int threads);
-  int (*backward)(hotloop_backward_args& args, int threads, int64_t deadline);
+  Phases<hotloop_forward_args> forward;
+  Phases<hotloop_backward_args> backward;
   double (*probe_forward)(void* buffer, int64_t bytes, int64_t repeats);
   double (*probe_backward)(void* buffer, int64_t bytes, int64_t repeats);
 };

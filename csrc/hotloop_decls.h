@@ -6,7 +6,8 @@
    here except the threads of the pool. Weights, biases and gates are in PyTorch's order and layout:
      RNN   G = 1, S = 0
      LSTM  G = 4, S = 4   gates i f g o        saved i f g o
-     GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)     */
+     GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)
+     GRU_RESET_BEFORE     G = 3, S = 3         gates r z n, saved r z n                                        */
 
 enum {                            /* what every function returns */
   HOTLOOP_OK = 0,
@@ -18,12 +19,13 @@ enum {                            /* what every function returns */
   HOTLOOP_PACKED_ELSEWHERE = 6    /* weights packed for another shape, type or instruction set */
 };
 
-enum { HOTLOOP_RNN_TANH = 0, HOTLOOP_RNN_RELU = 1, HOTLOOP_LSTM = 2, HOTLOOP_GRU = 3, HOTLOOP_CELL_COUNT = 4 };
+enum { HOTLOOP_RNN_TANH = 0, HOTLOOP_RNN_RELU = 1, HOTLOOP_LSTM = 2, HOTLOOP_GRU = 3,
+       HOTLOOP_GRU_RESET_BEFORE = 4, HOTLOOP_CELL_COUNT = 5 };
 enum { HOTLOOP_FLOAT32 = 0, HOTLOOP_FLOAT64 = 1, HOTLOOP_DTYPE_COUNT = 2 };
 
 /* One recurrence: one direction of one layer. A call takes an array of these.                                */
 typedef struct {
-  int32_t cell;                   /* HOTLOOP_RNN_TANH ... HOTLOOP_GRU */
+  int32_t cell;                   /* HOTLOOP_RNN_TANH ... HOTLOOP_GRU_RESET_BEFORE */
   int32_t dtype;                  /* of every array */
   int32_t reverse;                /* process x[T-1] first; output[t] stays aligned with x[t] */
   int32_t reserved;               /* 0 */
@@ -43,13 +45,11 @@ typedef struct {
   void *gates;                    /* [T,B,S*H] contiguous, or NULL in inference; backward only reads it */
   void *c;                        /* [T,B,H] contiguous, LSTM, or NULL in inference */
 
-  void *workspace;                /* hotloop_forward_workspace bytes, any alignment, kept as it is between AGAIN calls */
-  int64_t workspace_bytes;
   int64_t cursor;                 /* steps done; 0 to start */
 } hotloop_forward_args;
 
 typedef struct {
-  hotloop_forward_args forward;   /* as forward had it; packed, workspace and cursor are not used */
+  hotloop_forward_args forward;   /* as forward had it; packed and cursor are not used */
 
   const void *grad_output;        /* [T,B,H] or NULL for zeros, as the next two */
   int64_t grad_output_stride_t, grad_output_stride_b;
@@ -63,20 +63,42 @@ typedef struct {
   void *grad_h0;                  /* [B,H] contiguous, always written */
   void *grad_c0;                  /* [B,H] contiguous, LSTM: always written */
 
-  void *workspace;                /* hotloop_backward_workspace bytes, as above */
-  int64_t workspace_bytes;
   int64_t cursor;                 /* steps done, counted from the last; 0 to start */
 } hotloop_backward_args;
 
-/* Bytes of workspace for one recurrence with that many threads, or -1 where the count overflows. Pointers in
-   args are only compared with NULL. `threads` is at most hotloop_processors() if the caller is wise, and the same in
-   all calls for one recurrence. */
-int64_t hotloop_forward_workspace(const hotloop_forward_args *args, int32_t threads);
-int64_t hotloop_backward_workspace(const hotloop_backward_args *args, int32_t threads);
+/* Bytes of workspace for a call with these arguments, or -1 where they are bad or the count overflows. Pointers in args
+   are only compared with NULL. `threads` is at most hotloop_processors() if the caller is wise. */
+int64_t hotloop_forward_workspace(const hotloop_forward_args *args, int64_t count, int32_t threads);
+int64_t hotloop_backward_workspace(const hotloop_backward_args *args, int64_t count, int32_t threads);
 
-/* Both run `count` recurrences and return OK, AGAIN after some 50 ms of work, or an error. */
-int32_t hotloop_forward(hotloop_forward_args *args, int64_t count, int32_t threads);
-int32_t hotloop_backward(hotloop_backward_args *args, int64_t count, int32_t threads);
+/* Both run `count` recurrences that do not depend on each other, side by side on up to `threads` threads, and return OK,
+   AGAIN after some 50 ms of work, or an error. The workspace may have any alignment. Between AGAIN calls it is kept as
+   it is, and count and threads stay the same. */
+int32_t hotloop_forward(hotloop_forward_args *args, int64_t count, int32_t threads, void *workspace,
+                        int64_t workspace_bytes);
+int32_t hotloop_backward(hotloop_backward_args *args, int64_t count, int32_t threads, void *workspace,
+                         int64_t workspace_bytes);
+
+/* The same for one recurrence in scalars and pointers, for callers that cannot pass structs. They return when all is
+   done, never AGAIN. The workspace is that of `hotloop_*_flat_workspace`, whatever results are wanted. */
+int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
+                                       int64_t input_size, int64_t hidden_size, int32_t threads);
+int64_t hotloop_backward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
+                                        int64_t input_size, int64_t hidden_size, int32_t threads);
+int32_t hotloop_forward_flat(
+    int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size, int64_t input_size,
+    int64_t hidden_size, const void *x, int64_t x_stride_t, int64_t x_stride_b, const void *weight_ih,
+    const void *weight_hh, const void *bias_ih, const void *bias_hh, const void *h0, const void *c0, void *output,
+    int64_t output_stride_t, int64_t output_stride_b, void *h_n, void *c_n, void *gates, void *c, int32_t threads,
+    void *workspace, int64_t workspace_bytes);
+int32_t hotloop_backward_flat(
+    int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size, int64_t input_size,
+    int64_t hidden_size, const void *x, int64_t x_stride_t, int64_t x_stride_b, const void *weight_ih,
+    const void *weight_hh, const void *h0, const void *c0, const void *output, int64_t output_stride_t,
+    int64_t output_stride_b, const void *gates, const void *c, const void *grad_output, int64_t grad_output_stride_t,
+    int64_t grad_output_stride_b, const void *grad_h_n, const void *grad_c_n, void *grad_x, int64_t grad_x_stride_t,
+    int64_t grad_x_stride_b, void *grad_weight_ih, void *grad_weight_hh, void *grad_bias_ih, void *grad_bias_hh,
+    void *grad_h0, void *grad_c0, int32_t threads, void *workspace, int64_t workspace_bytes);
 
 /* Weights packed once for many calls: inference. Cell, dtype, sizes and weights of args are read. */
 int64_t hotloop_packed_bytes(const hotloop_forward_args *args);

@@ -13,7 +13,7 @@ import hotloop
 import hotloop._backend
 from hotloop import _contract, _numpy
 
-CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
+CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 DTYPES = ("float32", "float64")
 
 # Relative L2 distance to the specification in float64, by dtype; forward holds for T <= 1024.
@@ -133,7 +133,9 @@ def functions(cell):
     """(inference, training, keyword arguments) of a cell in the public API."""
     if cell.startswith("rnn"):
         return hotloop.rnn, hotloop.rnn_vjp, {"nonlinearity": cell.removeprefix("rnn_")}
-    return getattr(hotloop, cell), getattr(hotloop, f"{cell}_vjp"), {}
+    if cell.startswith("gru"):
+        return hotloop.gru, hotloop.gru_vjp, {"reset_after": cell == "gru"}
+    return hotloop.lstm, hotloop.lstm_vjp, {}
 
 
 def arguments(case, data):
@@ -176,7 +178,7 @@ def train(case, data=None, **options):
     return results
 
 
-def forward_args(case, data=None, *, training=True, threads=1):
+def forward_args(case, data=None, *, training=True):
     """What a backend's forward is given, through the contract."""
     data = case.data() if data is None else data
     weights = _contract.check_weights(case.constants, *(data.get(name) for name in PARAMETERS))
@@ -189,7 +191,6 @@ def forward_args(case, data=None, *, training=True, threads=1):
         reverse=case.reverse,
         lengths=None,
         resets=None,
-        threads=threads,
         training=training,
     )
     return args
@@ -209,9 +210,9 @@ def run(case, forward_backend, backward_backend=None, data=None):
     """
     data = case.data() if data is None else data
     args = forward_args(case, data)
-    forward_backend.forward(args)
+    forward_backend.forward((args,), 1)
     back = backward_args(args, data)
-    (backward_backend or forward_backend).backward(back)
+    (backward_backend or forward_backend).backward((back,), 1)
     results = {name: getattr(args, name) for name in ("output", "h_n", "c_n", "gates", "c")}
     for name in INPUTS:
         results[f"grad_{name}"] = getattr(back, f"grad_{name}")
@@ -237,7 +238,7 @@ def reference_gradients(case, output):
     args = forward_args(case, data)
     args.output[...] = output
     back = backward_args(args, data)
-    _numpy.backward(back)
+    _numpy.backward((back,), 1)
     grads = {f"grad_{name}": getattr(back, f"grad_{name}") for name in INPUTS}
     return {name: array for name, array in grads.items() if array is not None}
 

@@ -19,8 +19,8 @@ with warnings.catch_warnings():
 
 try:
     import hotloop._native as native
-except ModuleNotFoundError as error:
-    if os.environ.get("HOTLOOP_REQUIRE_NATIVE") or error.name not in ("hotloop._native", "hotloop._ffi"):
+except ImportError:
+    if os.environ.get("HOTLOOP_REQUIRE_NATIVE"):
         raise
     native = None
 

@@ -46,6 +46,14 @@ STATUSES = {
 HUGE = [2**31 - 1, 2**31, 2**32, 2**48, 2**60, 2**62, 2**63 - 1]
 
 
+def workspace(size):
+    """The last two arguments of a call: so many bytes, poisoned, at an odd address, since any alignment will do."""
+    assert size >= 0
+    memory = ffi.new("char[]", size + 1)
+    ffi.memmove(memory, b"\xff" * (size + 1), size + 1)
+    return ffi.gc(memory + 1, lambda _: memory), size
+
+
 class Call:
     """Argument structs for a case, and the arrays they point to. Every array but the inputs starts as NaN."""
 
@@ -78,26 +86,19 @@ class Call:
                 setattr(b, name, self.address(self.data.get(name)))
             b.grad_output_stride_t, b.grad_output_stride_b = f.output_stride_t, f.output_stride_b
             b.grad_x_stride_t, b.grad_x_stride_b = f.x_stride_t, f.x_stride_b
-        self.workspaces = [self.workspace(f, lib.hotloop_forward_workspace(ffi.addressof(f), threads))]
+        self.forward_workspace = workspace(lib.hotloop_forward_workspace(ffi.addressof(f), 1, threads))
         if training:
-            size = lib.hotloop_backward_workspace(self.struct, threads)
-            self.workspaces.append(self.workspace(self.struct, size))
+            self.backward_workspace = workspace(lib.hotloop_backward_workspace(self.struct, 1, threads))
 
     @staticmethod
     def address(array):
         return ffi.NULL if array is None else ffi.cast("void *", array.ctypes.data)
 
-    def workspace(self, struct, size):
-        assert size >= 0
-        memory = np.full(size + 1, 0xFF, np.uint8)
-        struct.workspace, struct.workspace_bytes = self.address(memory[1:]), size  # any alignment will do
-        return memory
-
     def run_forward(self):
-        return lib.hotloop_forward(ffi.addressof(self.forward), 1, self.threads)
+        return lib.hotloop_forward(ffi.addressof(self.forward), 1, self.threads, *self.forward_workspace)
 
     def run_backward(self):
-        return lib.hotloop_backward(self.struct, 1, self.threads)
+        return lib.hotloop_backward(self.struct, 1, self.threads, *self.backward_workspace)
 
     def untouched(self):
         return all(np.isnan(array).all() for array in (*self.results.values(), *self.gradients.values()))
@@ -127,20 +128,53 @@ def test_a_call_without_python_around_it(cell, dtype, isa):
     assert_same_bits(call.all(), train(case))
 
 
-def test_several_recurrences_in_one_call(isa):
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_several_recurrences_in_one_call(threads, isa):
     """Structs of different shapes, cells and types side by side have the bits they have alone."""
-    kinds = [Case(cell, dtype, 4 + n, n, 3 + n, 5 * n) for n, (cell, dtype) in enumerate(
-        [("lstm", "float32"), ("gru", "float64"), ("rnn_tanh", "float32"), ("lstm", "float64")], 1)]  # fmt: skip
+    kinds = [("lstm", "float32"), ("gru", "float64"), ("gru_reset_before", "float32"), ("lstm", "float64")]
+    kinds = [Case(*kind, 40 + n, n, 3 + n, 15 * n) for n, kind in enumerate(kinds, 1)]
     calls = [Call(case) for case in kinds]
     array = ffi.new("hotloop_backward_args[]", len(calls))
     forward = ffi.new("hotloop_forward_args[]", [call.forward for call in calls])
-    assert lib.hotloop_forward(forward, len(calls), 2) == lib.HOTLOOP_OK
+    count = len(calls)
+    size = lib.hotloop_forward_workspace(forward, count, threads)
+    assert lib.hotloop_forward(forward, count, threads, *workspace(size - 1)) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+    assert lib.hotloop_forward(forward, count, threads, *workspace(size)) == lib.HOTLOOP_OK
     for index, call in enumerate(calls):
         array[index] = call.struct[0]
-    assert lib.hotloop_backward(array, len(calls), 2) == lib.HOTLOOP_OK
+    size = lib.hotloop_backward_workspace(array, count, threads)
+    assert lib.hotloop_backward(array, count, threads, *workspace(size)) == lib.HOTLOOP_OK
     for call in calls:
         assert_same_bits(call.all(), train(call.case))
-    assert lib.hotloop_forward(forward, 0, 1) == lib.HOTLOOP_OK
+    assert lib.hotloop_forward(forward, 0, threads, *workspace(0)) == lib.HOTLOOP_OK
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("training", [True, False])
+def test_flat_entry_points(cell, dtype, training, isa):
+    """Scalars and pointers instead of structs: the same bits, in a workspace of the size they say and no more."""
+    case = Case(cell, dtype, 40, 5, 3, 17, reverse=True)
+    call = Call(case, training=training, threads=2)
+    f, b = call.forward, call.struct
+    kind = (f.cell, f.dtype)
+    sizes = (f.seq_len, f.batch_size, f.input_size, f.hidden_size)
+    x, output = (f.x, f.x_stride_t, f.x_stride_b), (f.output, f.output_stride_t, f.output_stride_b)
+    size = lib.hotloop_forward_flat_workspace(*kind, *sizes, 2)
+    arguments = (*kind, f.reverse, *sizes, *x, f.weight_ih, f.weight_hh, f.bias_ih, f.bias_hh, f.h0, f.c0, *output,
+                 f.h_n, f.c_n, f.gates, f.c, 2)  # fmt: skip
+    assert lib.hotloop_forward_flat(*arguments, *workspace(0)) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+    assert lib.hotloop_forward_flat(*arguments, *workspace(size)) == lib.HOTLOOP_OK
+    if training:
+        size = lib.hotloop_backward_flat_workspace(*kind, *sizes, 2)
+        arguments = (*kind, f.reverse, *sizes, *x, f.weight_ih, f.weight_hh, f.h0, f.c0, *output, f.gates, f.c,
+                     b.grad_output, b.grad_output_stride_t, b.grad_output_stride_b, b.grad_h_n, b.grad_c_n,
+                     b.grad_x, b.grad_x_stride_t, b.grad_x_stride_b, b.grad_weight_ih, b.grad_weight_hh,
+                     b.grad_bias_ih, b.grad_bias_hh, b.grad_h0, b.grad_c0, 2)  # fmt: skip
+        assert lib.hotloop_backward_flat(*arguments, *workspace(size - 1)) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+        assert lib.hotloop_backward_flat(*arguments, *workspace(size)) == lib.HOTLOOP_OK
+    assert_same_bits(call.all(), train(case), call.all())
+    assert lib.hotloop_forward_flat_workspace(99, 0, *sizes, 1) == -1
+    assert lib.hotloop_backward_flat_workspace(f.cell, 0, 0, *sizes[1:], 1) == -1
 
 
 def test_one_bad_recurrence_stops_all(best_isa):
@@ -148,7 +182,8 @@ def test_one_bad_recurrence_stops_all(best_isa):
     calls = [Call(Case("gru")), Call(Case("gru"))]
     calls[1].forward.hidden_size = 0
     array = ffi.new("hotloop_forward_args[]", [call.forward for call in calls])
-    assert lib.hotloop_forward(array, 2, 1) == lib.HOTLOOP_BAD_ARGUMENT
+    assert lib.hotloop_forward_workspace(array, 2, 1) == -1
+    assert lib.hotloop_forward(array, 2, 1, *workspace(1 << 20)) == lib.HOTLOOP_BAD_ARGUMENT
     assert calls[0].untouched()
 
 
@@ -163,7 +198,7 @@ def refuse(call, status=None):
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("cell", [-1, 4, 2**31 - 1, -(2**31)]),
+        ("cell", [-1, 5, 2**31 - 1, -(2**31)]),
         ("dtype", [-1, 2, 2**31 - 1, -(2**31)]),
         ("seq_len", [0, -1, -(2**63)]),
         ("batch_size", [-1, -(2**63)]),
@@ -176,8 +211,8 @@ def test_bad_values(call, field, values):
         before = getattr(call.forward, field)
         setattr(call.forward, field, value)
         refuse(call, lib.HOTLOOP_BAD_ARGUMENT)
-        assert lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1) == -1
-        assert lib.hotloop_backward_workspace(call.struct, 1) == -1
+        assert lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1, 1) == -1
+        assert lib.hotloop_backward_workspace(call.struct, 1, 1) == -1
         if field not in ("seq_len", "batch_size"):
             assert lib.hotloop_packed_bytes(ffi.addressof(call.forward)) == -1
             packed = ffi.new("char[]", 64)
@@ -193,11 +228,11 @@ def test_huge_sizes(call, field, value):
     """A size near 2^31 needs a workspace larger than the one given, or no more where only the time grows; a size whose
     byte count overflows is named so. Never a count that wrapped around to something small or negative.
     """  # fmt: skip
-    before = lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1)
+    before = lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1, 1)
     packed_before = lib.hotloop_packed_bytes(ffi.addressof(call.forward))
     setattr(call.forward, field, value)
-    forward = lib.hotloop_forward_workspace(ffi.addressof(call.forward), 2**31 - 1)
-    backward = lib.hotloop_backward_workspace(call.struct, 2**31 - 1)
+    forward = lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1, 2**31 - 1)
+    backward = lib.hotloop_backward_workspace(call.struct, 1, 2**31 - 1)
     packed = lib.hotloop_packed_bytes(ffi.addressof(call.forward))
     if value >= 2**60:
         assert (forward, backward) == (-1, -1)
@@ -208,7 +243,7 @@ def test_huge_sizes(call, field, value):
         assert forward >= before
         if field in ("batch_size", "hidden_size", "input_size"):
             assert backward > value  # more than a byte each
-            if lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1) > before:
+            if lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1, 1) > before:
                 assert call.run_forward() == lib.HOTLOOP_WORKSPACE_TOO_SMALL
             assert call.run_backward() == lib.HOTLOOP_WORKSPACE_TOO_SMALL
     if field in ("input_size", "hidden_size"):
@@ -225,8 +260,8 @@ def test_products_that_overflow(call, exponents):
     """Each size is harmless, their product is not."""
     for field, exponent in zip(("seq_len", "batch_size", "input_size", "hidden_size"), exponents, strict=True):
         setattr(call.forward, field, 2**exponent)
-    forward = lib.hotloop_forward_workspace(ffi.addressof(call.forward), 64)
-    backward = lib.hotloop_backward_workspace(call.struct, 64)
+    forward = lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1, 64)
+    backward = lib.hotloop_backward_workspace(call.struct, 1, 64)
     steps, batch, inputs, units = exponents
     if max(steps + batch, units) + max(inputs, units) >= 60:
         assert (forward, backward) == (-1, -1)
@@ -265,7 +300,7 @@ def test_null_pointers_of_forward(call):
         assert call.run_forward() == lib.HOTLOOP_BAD_ARGUMENT, field
         assert call.untouched()
         setattr(call.forward, field, before)
-    call.forward.workspace = ffi.NULL
+    call.forward_workspace = ffi.NULL, call.forward_workspace[1]
     assert call.run_forward() == lib.HOTLOOP_WORKSPACE_TOO_SMALL
     assert call.untouched()
 
@@ -282,22 +317,25 @@ def test_null_pointers_of_backward(call):
             assert call.run_backward() == lib.HOTLOOP_BAD_ARGUMENT, field
             assert call.untouched()
             setattr(struct, field, before)
-    call.struct.workspace = ffi.NULL
+    call.backward_workspace = ffi.NULL, call.backward_workspace[1]
     assert call.run_backward() == lib.HOTLOOP_WORKSPACE_TOO_SMALL
     assert call.untouched()
 
 
 def test_null_structs(best_isa):
     null_forward, null_backward = ffi.cast("hotloop_forward_args *", 0), ffi.cast("hotloop_backward_args *", 0)
-    assert lib.hotloop_forward_workspace(null_forward, 1) == -1
-    assert lib.hotloop_backward_workspace(null_backward, 1) == -1
+    assert lib.hotloop_forward_workspace(null_forward, 1, 1) == -1
+    assert lib.hotloop_backward_workspace(null_backward, 1, 1) == -1
     assert lib.hotloop_packed_bytes(null_forward) == -1
-    assert lib.hotloop_forward(null_forward, 1, 1) == lib.HOTLOOP_BAD_ARGUMENT
-    assert lib.hotloop_backward(null_backward, 1, 1) == lib.HOTLOOP_BAD_ARGUMENT
+    some = workspace(1 << 20)
+    assert lib.hotloop_forward(null_forward, 1, 1, *some) == lib.HOTLOOP_BAD_ARGUMENT
+    assert lib.hotloop_backward(null_backward, 1, 1, *some) == lib.HOTLOOP_BAD_ARGUMENT
     assert lib.hotloop_pack(null_forward, ffi.new("char[]", 64), 64) == lib.HOTLOOP_BAD_ARGUMENT
     call = Call(Case("gru"))
-    assert lib.hotloop_forward(ffi.addressof(call.forward), -1, 1) == lib.HOTLOOP_BAD_ARGUMENT
-    assert lib.hotloop_backward(call.struct, -1, 1) == lib.HOTLOOP_BAD_ARGUMENT
+    for count in (-1, -(2**63), 2**40):  # the number of structs is refused before one is read
+        assert lib.hotloop_forward_workspace(ffi.addressof(call.forward), count, 1) == -1
+        assert lib.hotloop_forward(ffi.addressof(call.forward), count, 1, *some) == lib.HOTLOOP_BAD_ARGUMENT
+        assert lib.hotloop_backward(call.struct, count, 1, *some) == lib.HOTLOOP_BAD_ARGUMENT
 
 
 def test_arrays_of_another_cell(best_isa):
@@ -338,13 +376,13 @@ def test_bad_cursors(call):
 
 
 def test_small_workspaces(call):
-    for struct, run in [(call.forward, call.run_forward), (call.struct, call.run_backward)]:
-        enough = struct.workspace_bytes
+    for name, run in [("forward_workspace", call.run_forward), ("backward_workspace", call.run_backward)]:
+        address, enough = getattr(call, name)
         for size in (enough - 1, 0, -1, -(2**63)):
-            struct.workspace_bytes = size
+            setattr(call, name, (address, size))
             assert run() == lib.HOTLOOP_WORKSPACE_TOO_SMALL, size
         assert call.untouched()
-        struct.workspace_bytes = enough
+        setattr(call, name, (address, enough))
     assert (call.run_forward(), call.run_backward()) == (lib.HOTLOOP_OK, lib.HOTLOOP_OK)
 
 
@@ -354,11 +392,11 @@ def test_workspaces_are_not_overrun(cell, batch_size, isa):
     for offset in (0, 1, 8, 63):
         for threads in (1, 2):
             call = Call(Case(cell, "float32", 40, batch_size, 9, 21), threads=threads)
-            for struct, run in [(call.forward, call.run_forward), (call.struct, call.run_backward)]:
-                size = struct.workspace_bytes
+            for name, run in [("forward_workspace", call.run_forward), ("backward_workspace", call.run_backward)]:
+                _, size = getattr(call, name)
                 memory = np.full(size + 256, 0xA5, np.uint8)
                 start = -memory.ctypes.data % 64 + 64 + offset
-                struct.workspace = call.address(memory[start:])
+                setattr(call, name, (call.address(memory[start:]), size))
                 assert run() == lib.HOTLOOP_OK
                 assert (memory[:start] == 0xA5).all()
                 assert (memory[start + size :] == 0xA5).all()
@@ -466,15 +504,16 @@ args.forward.seq_len = args.forward.batch_size = args.forward.input_size = args.
 assert not lib.hotloop_isa()
 assert ffi.string(lib.hotloop_isa_at(0))
 unknown = lib.HOTLOOP_UNKNOWN_ISA
-assert lib.hotloop_forward_workspace(forward, 1) == lib.hotloop_backward_workspace(args, 1) == -1
+assert lib.hotloop_forward_workspace(forward, 1, 1) == lib.hotloop_backward_workspace(args, 1, 1) == -1
 assert lib.hotloop_packed_bytes(forward) == -1
-assert lib.hotloop_forward(forward, 1, 1) == lib.hotloop_backward(args, 1, 1) == unknown
+some = ffi.new("char[4096]")
+assert lib.hotloop_forward(forward, 1, 1, some, 4096) == lib.hotloop_backward(args, 1, 1, some, 4096) == unknown
 assert lib.hotloop_pack(forward, ffi.new("char[64]"), 64) == unknown
 assert lib.hotloop_activation(0, 0, ffi.new("float[1]"), ffi.new("float[1]"), 1) == unknown
 assert lib.hotloop_probe(0, 0, 0, ffi.new("char[4096]"), 4096, 1) < 0
 assert lib.hotloop_use_isa(b"scalar") == lib.HOTLOOP_OK
 assert ffi.string(lib.hotloop_isa()) == b"scalar"
-assert lib.hotloop_forward_workspace(forward, 1) > 0
+assert lib.hotloop_forward_workspace(forward, 1, 1) > 0
 print("mended")
 """
     # The package refuses to load with this variable, so the module is loaded as C would, without the package.
@@ -506,7 +545,7 @@ def test_activation_and_probe_refuse(best_isa):
     assert lib.hotloop_activation(0, 0, ffi.NULL, ffi.NULL, 0) == lib.HOTLOOP_OK
     assert (x == 1).all()
     buffer = np.ones(4096, np.uint8)
-    for arguments in [(-1, 0, 0, 4096, 1), (5, 0, 0, 4096, 1), (0, -1, 0, 4096, 1), (0, 4, 0, 4096, 1),
+    for arguments in [(-1, 0, 0, 4096, 1), (5, 0, 0, 4096, 1), (0, -1, 0, 4096, 1), (0, 5, 0, 4096, 1),
                       (0, 0, 2, 4096, 1), (0, 0, 0, 0, 1), (0, 0, 0, -1, 1), (0, 0, 0, 4096, -1)]:  # fmt: skip
         assert lib.hotloop_probe(*arguments[:3], Call.address(buffer), *arguments[3:]) < 0, arguments
     assert lib.hotloop_probe(0, 0, 0, ffi.NULL, 4096, 1) < 0

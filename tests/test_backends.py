@@ -103,7 +103,7 @@ def test_specification(case, variant):
 def test_saved_arrays(case, variant):
     """Gates and c are in natural order and right, not just good enough for the same backend's backward."""
     args = forward_args(case)
-    hotloop._backend.active().forward(args)
+    hotloop._backend.active().forward((args,), 1)
     want = {name: array for name, array in reference(case).items() if name in ("gates", "c")}
     assert_close({"gates": args.gates, "c": args.c}, want, case.dtype, "forward")
 
@@ -323,7 +323,7 @@ def test_results_are_poisoned(monkeypatch, poisoned):
 
     class Idle:
         NAME = "idle"
-        forward = backward = staticmethod(lambda args: None)
+        forward = backward = staticmethod(lambda recurrences, threads: None)
 
     monkeypatch.setattr(hotloop._backend, "_active", Idle)
     for layout in LAYOUTS:

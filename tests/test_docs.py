@@ -42,7 +42,7 @@ def test_public_functions_are_documented(name):
     text = inspect.getdoc(function)
     assert ">>> " in text
     if name.endswith("_vjp"):
-        assert f"Equations, parameters and errors are those of `{name.removesuffix('_vjp')}`." in text
+        assert f"Equations, parameters and errors are those of `{name.removesuffix('_vjp')}`, without `out`." in text
         return
     parameters = list(inspect.signature(function).parameters)
     for parameter in parameters:

@@ -312,7 +312,8 @@ native = hotloop._backend.active()
 assert native.NAME == "native"
 case = Case("lstm", "float32", 4000, 32, 256, 256, upstream=("grad_h_n",))
 data = case.data()
-args = forward_args(case, data, threads=int(sys.argv[3]))
+args = forward_args(case, data)
+threads = int(sys.argv[3])
 args.output[...] = np.nan
 back = backward_args(args, data)
 back.grad_x[...] = np.nan
@@ -320,7 +321,7 @@ if sys.argv[2] == "backward":
     args.output[...] = 0
     args.gates[...] = 0.5
     args.c[...] = 0
-calls = {"forward": lambda: native.forward(args), "backward": lambda: native.backward(back)}
+calls = {"forward": lambda: native.forward((args,), threads), "backward": lambda: native.backward((back,), threads)}
 print("ready", flush=True)
 try:
     calls[sys.argv[2]]()

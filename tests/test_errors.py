@@ -47,7 +47,7 @@ def no_backend(monkeypatch):
         NAME = "untouchable"
 
         @staticmethod
-        def forward(args):
+        def forward(*args):
             raise AssertionError("a backend was called")
 
         backward = pack = forward
@@ -177,9 +177,9 @@ def test_what_does_not_exist_yet(cell):
 
 @pytest.mark.usefixtures("no_backend")
 def test_options():
-    message = "reset_after: the form that resets before the product is not implemented yet"
-    with raises(NotImplementedError, message):
-        call(Case("gru", "float32"), {}, reset_after=False)
+    for value in (None, 1, "after"):
+        with raises(TypeError, f"reset_after: expected True or False, got {value!r}"):
+            call(Case("gru", "float32"), {}, reset_after=value)
     for value in ("sigmoid", "TANH", None, ["tanh"]):
         with raises(ValueError, f"nonlinearity: expected 'tanh' or 'relu', got {value!r}"):
             call(Case("rnn_tanh", "float32"), {}, nonlinearity=value)
@@ -317,7 +317,7 @@ def test_tensors_are_taken_without_a_copy(dtype, variant):
         assert getattr(weights, name).ctypes.data == tensors[name].data_ptr(), name
     args, _, _ = _contract.check_forward(
         weights, tensors["x"], tensors["h0"], tensors["c0"], batch_first=False, reverse=False, lengths=None,
-        resets=None, threads=1, training=False,
+        resets=None, training=False,
     )  # fmt: skip
     for name in ("x", "h0", "c0"):
         assert getattr(args, name).ctypes.data == tensors[name].data_ptr(), name
@@ -335,7 +335,7 @@ def test_time_and_batch_strides_are_taken_without_a_copy():
     weights = _contract.check_weights(CASE.constants, *(CASE.data()[name] for name in PARAMETERS))
     x = ones(3, 10, 4)[:, ::-2]
     args, _, _ = _contract.check_forward(
-        weights, x, None, None, batch_first=True, reverse=False, lengths=None, resets=None, threads=1, training=True
+        weights, x, None, None, batch_first=True, reverse=False, lengths=None, resets=None, training=True
     )
     assert np.shares_memory(args.x, x)
 

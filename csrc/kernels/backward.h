@@ -13,12 +13,10 @@ namespace {
 // Rows of a chunk. Each chunk reads and writes the weight gradients once, so fewer rows cost traffic; more rows push dG
 // out of L2.
 constexpr int64_t kChunkRows = 256;
-// A chunk is also what is done between two looks at the clock: at most some 60 ms.
-template <class T>
-constexpr double kChunkFlops = 20 * kSliceFlops<T>;
-// Products of a chunk that are worth waking threads that slept while one thread ran the recurrence of a single row.
-template <class T>
-constexpr double kWakeFlops = kSliceFlops<T>;
+// A chunk is also what is done between two looks at the clock.
+constexpr double kChunkNs = 40e6;
+
+constexpr int kInOrder[] = {0, 1, 2, 3};
 
 template <class T>
 struct BackwardStep {
@@ -34,6 +32,10 @@ struct BackwardStep {
   int64_t c_prev_row;
   T *dh, *carry;  // [B, H]
 };
+
+// Blocks of dG that the second pass of a step gives, if there is one.
+template <class Cell>
+constexpr int kLateGradients = Cell::kOfH < Cell::kGates ? 1 : 0;
 
 template <class Cell, class T>
 HOTLOOP_INLINE void cell_backward(const BackwardStep<T>& step, int64_t H, int64_t row, int64_t unit, Part<T> part,
@@ -51,7 +53,7 @@ HOTLOOP_INLINE void cell_backward(const BackwardStep<T>& step, int64_t H, int64_
   }
   Cell::backward(saved, h, h_prev, c_prev, c, dh, carry, da);
   T* const gradients = step.gradients + row * step.row_stride + unit;
-  for (int j = 0; j < Cell::kGradients; ++j) part.store(gradients + j * H, da[j]);
+  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(gradients + j * H, da[j]);
   if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(step.carry + row * H + unit, carry);
 }
 
@@ -60,7 +62,7 @@ template <class Cell, int MR, int NB, class T>
 HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight_hh, int64_t H, int64_t row,
                                     int64_t block) {
   constexpr int kL = kLanes<T>;
-  const int64_t depth = Cell::kGates * H;
+  const int64_t depth = Cell::kOfH * H;
   Vector<T> acc[MR][NB] = {};
   const T* next[MR];
   for (int r = 0; r < MR; ++r) next[r] = step.next + (row + r) * step.row_stride;
@@ -80,6 +82,33 @@ HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight
   }
 }
 
+// The second pass of a step: the gradient of the reset h = dG of the gates that multiply it * their weights, and what
+// follows from it.
+template <class Cell, int MR, int NB, class T>
+HOTLOOP_NOINLINE void reset_tile(const BackwardStep<T>& step, const T* weight_reset, int64_t H, int64_t row,
+                                 int64_t block) {
+  constexpr int S = Cell::kSaved, kL = kLanes<T>;
+  const int64_t depth = (Cell::kGates - Cell::kOfH) * H;
+  Vector<T> acc[MR][NB] = {};
+  const T* a[MR];
+  for (int r = 0; r < MR; ++r) a[r] = step.gradients + (row + r) * step.row_stride + Cell::kOfH * H;
+  multiply<MR, NB, 1>(acc, a, weight_reset + block * depth * kL, depth * kL, depth);
+  for (int b = 0; b < NB; ++b) {
+    const int64_t unit = (block + b) * kL;
+    const Part<T> part(H - unit);
+    for (int r = 0; r < MR; ++r) {
+      Vector<T> saved[S];
+      for (int s = 0; s < S; ++s) saved[s] = part.load(step.gates + ((row + r) * S + s) * H + unit);
+      T* const carried = step.carry + (row + r) * H + unit;
+      Vector<T> carry = part.load(carried);
+      const Vector<T> h_prev = part.load(step.h_prev + (row + r) * step.h_prev_row + unit);
+      part.store(step.gradients + (row + r) * step.row_stride + unit,
+                 Cell::backward_reset(saved, h_prev, acc[r][b], carry));
+      part.store(carried, carry);
+    }
+  }
+}
+
 template <int MR, int NB, class T>
 HOTLOOP_NOINLINE void input_gradient_tile(const T* gradients, int64_t row_stride, const T* weight_ih, int64_t depth,
                                           int64_t I, const ChunkRows<T>& to, int64_t row, int64_t block) {
@@ -94,7 +123,7 @@ HOTLOOP_NOINLINE void input_gradient_tile(const T* gradients, int64_t row_stride
   }
 }
 
-// Right-hand sides of the weight gradients: a chunk's rows of x or h, in panels of 4, 2 or 1 vectors, [panel][row][lane].
+// Right-hand sides of the weight gradients: a chunk's rows of x, h or the reset h, in panels of 4, 2 or 1 vectors, [panel][row][lane].
 template <class T>
 struct Panels {
   static constexpr int kL = kLanes<T>;
@@ -113,11 +142,15 @@ struct Panels {
     }
   }
 
-  HOTLOOP_INLINE void put(int64_t row, const T* from) const {
+  // Row `from`, or its product with `times` where there is one.
+  HOTLOOP_INLINE void put(int64_t row, const T* from, const T* times = nullptr) const {
     each([&](auto nv, int64_t first, T* panel) {
       constexpr int NV = decltype(nv)::value;
       for (int v = 0; v < NV; ++v) {
-        store(panel + (row * NV + v) * kL, Part<T>(columns - (first + v) * kL).load(from + (first + v) * kL));
+        const Part<T> part(columns - (first + v) * kL);
+        Vector<T> value = part.load(from + (first + v) * kL);
+        if (times != nullptr) value = part.load(times + (first + v) * kL) * value;
+        store(panel + (row * NV + v) * kL, value);
       }
     });
   }
@@ -126,39 +159,46 @@ struct Panels {
 template <class Cell, class T>
 struct BackwardRun {
   static constexpr int G = Cell::kGates, S = Cell::kSaved, kL = kLanes<T>;
-  hotloop_backward_args& args;
-  T *weight_hh, *weight_ih;  // pack_by_column
-  T* zeros;                  // [H]
-  T* carry;                  // [B, H] GRU; an LSTM's is grad_c0
-  T* gradients;              // [chunk rows][row_stride] dG
-  T* bias_sums;              // [kGradients*H]
-  T *h_panels, *x_panels;
-  int64_t row_stride, chunk;
-  int64_t s0, s1;  // steps of this chunk
+  static constexpr bool kTwoPasses = Cell::kOfH < G;
+  const hotloop_backward_args& args;
+  // pack_by_column
+  T *weight_hh = nullptr, *weight_reset = nullptr, *weight_ih = nullptr;
+  T* zeros = nullptr;      // [H]
+  T* carry = nullptr;      // [B, H] GRU; an LSTM's is grad_c0
+  T* gradients = nullptr;  // [chunk rows][row_stride] dG
+  T* bias_sums = nullptr;  // [kGradients*H]
+  T *h_panels = nullptr, *reset_panels = nullptr, *x_panels = nullptr;
+  int64_t row_stride = 0;
+  int64_t s0 = 0, s1 = 0;  // steps of this chunk
 
-  static int useful_threads(const hotloop_forward_args& f, int threads) {
-    return 2 * (double)f.seq_len * step_flops<Cell, T>(f) < kInlineFlops<T> ? 1 : threads;
+  static double step_ns(const hotloop_backward_args& args) { return 2 * ::step_ns<Cell, T>(args.forward); }
+
+  static int64_t chunk_steps(const hotloop_backward_args& args) {
+    int64_t chunk = args.forward.batch_size > 0 ? kChunkRows / args.forward.batch_size : args.forward.seq_len;
+    const double most = kChunkNs / (step_ns(args) + 1);
+    if ((double)chunk > most) chunk = (int64_t)most;
+    if (chunk < 1) return 1;
+    return chunk < args.forward.seq_len ? chunk : args.forward.seq_len;
   }
 
-  static BackwardRun carve(hotloop_backward_args& args, void* workspace, int64_t& bytes) {
+  static BackwardRun carve(const hotloop_backward_args& args, void* workspace, int64_t steps, int64_t& bytes) {
     Carver carver(workspace);
     const int64_t B = args.forward.batch_size, I = args.forward.input_size, H = args.forward.hidden_size;
-    BackwardRun run{args, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, 0};
-    run.chunk = B > 0 ? kChunkRows / B : args.forward.seq_len;
-    const double most = kChunkFlops<T> / (2 * step_flops<Cell, T>(args.forward) + 1);
-    if ((double)run.chunk > most) run.chunk = (int64_t)most;
-    if (run.chunk < 1) run.chunk = 1;
-    if (run.chunk > args.forward.seq_len) run.chunk = args.forward.seq_len;
+    BackwardRun run{args};
+    run.s1 = args.forward.seq_len - args.cursor;
+    run.s0 = run.s1 - steps;
     // One line more than a whole number of them keeps rows of 4 KiB from meeting in the same sets of the cache.
     run.row_stride = (Cell::kGradients * H + kL - 1) / kL * kL + 64 / (int64_t)sizeof(T);
-    const int64_t rows = run.chunk * B;
-    run.weight_hh = carver.take<T>(blocks_of(H, kL) * G * H * kL);
+    const int64_t rows = chunk_steps(args) * B;
+    run.weight_hh = carver.take<T>(blocks_of(H, kL) * Cell::kOfH * H * kL);
+    run.weight_reset = carver.take<T>(blocks_of(H, kL) * (G - Cell::kOfH) * H * kL);
     if (args.grad_x) run.weight_ih = carver.take<T>(blocks_of(I, kL) * G * H * kL);
     run.zeros = carver.take<T>(H);
     run.carry = Cell::kCarriesH ? carver.take<T>(B * H) : static_cast<T*>(args.grad_c0);
     run.gradients = carver.take<T>(rows * run.row_stride);
     run.bias_sums = carver.take<T>(Cell::kGradients * H);
     if (args.grad_weight_hh) run.h_panels = carver.take<T>(blocks_of(H, kL) * kL * rows);
+    if (args.grad_weight_hh && kTwoPasses) run.reset_panels = carver.take<T>(blocks_of(H, kL) * kL * rows);
     if (args.grad_weight_ih) run.x_panels = carver.take<T>(blocks_of(I, kL) * kL * rows);
     bytes = carver.bytes();
     return run;
@@ -167,12 +207,10 @@ struct BackwardRun {
   void start() const {
     const hotloop_forward_args& f = args.forward;
     const int64_t H = f.hidden_size, state = f.batch_size * H * (int64_t)sizeof(T);
-    static constexpr int in_order[] = {0, 1, 2, 3};
-    pack_by_column<G>(static_cast<const T*>(f.weight_hh), H, H, Cell::kHGate, weight_hh);
-    if (args.grad_x) {
-      pack_by_column<G>(static_cast<const T*>(f.weight_ih), H, f.input_size,
-                        reinterpret_cast<const int (&)[G]>(in_order), weight_ih);
-    }
+    const T* const from = static_cast<const T*>(f.weight_hh);
+    pack_by_column<Cell::kOfH>(from, H, H, Cell::kHGate, weight_hh);
+    if constexpr (kTwoPasses) pack_by_column<G - Cell::kOfH>(from + Cell::kOfH * H * H, H, H, kInOrder, weight_reset);
+    if (args.grad_x) pack_by_column<G>(static_cast<const T*>(f.weight_ih), H, f.input_size, kInOrder, weight_ih);
     __builtin_memset(zeros, 0, H * sizeof(T));
     __builtin_memset(bias_sums, 0, Cell::kGradients * H * sizeof(T));
     copy_or_zero(args.grad_h0, args.grad_h_n, state);
@@ -229,7 +267,7 @@ struct BackwardRun {
           step.c_prev = s > 0 ? c.at(s - 1, first) : c0 ? c0 + first * H : zeros;
           step.c_prev_row = s > 0 || c0 ? H : 0;
         }
-        if (h_panels || x_panels) put_rows(x, s, first, rows, step.h_prev, step.h_prev_row);
+        if (h_panels || x_panels) put_rows(x, step, s, first, rows);
       }
       if (step.next != nullptr) {
         for_tiles<1>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
@@ -243,15 +281,24 @@ struct BackwardRun {
           }
         }
       }
+      if constexpr (kTwoPasses) {
+        if (step.gradients == nullptr) continue;
+        for_tiles<1>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
+          reset_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, weight_reset, H, row, block);
+        });
+      }
     }
   }
 
-  void put_rows(const Sequence<const T>& x, int64_t s, int64_t first, int64_t rows, const T* h_prev,
-                int64_t h_prev_row) const {
+  void put_rows(const Sequence<const T>& x, const BackwardStep<T>& step, int64_t s, int64_t first, int64_t rows) const {
     const hotloop_forward_args& f = args.forward;
-    const int64_t chunk_rows = (s1 - s0) * f.batch_size, to = (s1 - 1 - s) * f.batch_size + first;
+    const int64_t H = f.hidden_size, chunk_rows = (s1 - s0) * f.batch_size, to = (s1 - 1 - s) * f.batch_size + first;
     for (int64_t row = 0; row < rows; ++row) {
-      if (h_panels) Panels<T>{h_panels, f.hidden_size, chunk_rows}.put(to + row, h_prev + row * h_prev_row);
+      const T* const h_prev = step.h_prev + row * step.h_prev_row;
+      if (h_panels) Panels<T>{h_panels, H, chunk_rows}.put(to + row, h_prev);
+      if (kTwoPasses && reset_panels) {  // r is the first of the saved arrays
+        Panels<T>{reset_panels, H, chunk_rows}.put(to + row, h_prev, step.gates + row * S * H);
+      }
       if (x_panels) Panels<T>{x_panels, f.input_size, chunk_rows}.put(to + row, x.at(s, first + row));
     }
   }
@@ -264,12 +311,16 @@ struct BackwardRun {
     const int64_t rows = (s1 - s0) * f.batch_size;
     const int64_t first = J * index / count, last = J * (index + 1) / count;
     if (h_panels) {
-      weight_gradient(static_cast<T*>(args.grad_weight_hh), {h_panels, H, rows}, gradients, Cell::kHGate, first, last);
+      T* const result = static_cast<T*>(args.grad_weight_hh);
+      const int64_t of_h = Cell::kOfH * H, middle = last < of_h ? last : of_h;
+      weight_gradient(result, {h_panels, H, rows}, gradients, Cell::kHGate, first, middle);
+      if (kTwoPasses) {
+        weight_gradient(result, {reset_panels, H, rows}, gradients, Cell::kHGate, first > of_h ? first : of_h, last);
+      }
     }
     if (x_panels) {
-      static constexpr int in_order[] = {0, 1, 2, 3};
       weight_gradient(static_cast<T*>(args.grad_weight_ih), {x_panels, f.input_size, rows},
-                      gradients + Cell::kXSide * H, in_order, first, last);
+                      gradients + Cell::kXSide * H, kInOrder, first, last);
     }
     if (args.grad_bias_ih || args.grad_bias_hh) {
       const int64_t columns = Cell::kGradients * H;
@@ -352,42 +403,47 @@ struct BackwardRun {
       if (bias_hh) __builtin_memcpy(bias_hh + Cell::kHGate[g] * H, bias_sums + g * H, H * sizeof(T));
     }
   }
-
-  static void recurrence_task(void* run, int index, int count) {
-    static_cast<BackwardRun*>(run)->recurrence(index, count);
-  }
-  static void products_task(void* run, int index, int count) { static_cast<BackwardRun*>(run)->products(index, count); }
 };
+
+template <class Cell, class T>
+double backward_step_ns(const hotloop_backward_args& args) {
+  return BackwardRun<Cell, T>::step_ns(args);
+}
+
+template <class Cell, class T>
+int64_t backward_most_steps(const hotloop_backward_args& args) {
+  return BackwardRun<Cell, T>::chunk_steps(args);
+}
 
 template <class Cell, class T>
 int64_t backward_workspace(const hotloop_backward_args& args, int) {
   int64_t bytes;
-  hotloop_backward_args copy = args;
-  BackwardRun<Cell, T>::carve(copy, nullptr, bytes);
+  BackwardRun<Cell, T>::carve(args, nullptr, 0, bytes);
   return bytes;
 }
 
 template <class Cell, class T>
-int backward(hotloop_backward_args& args, int threads, int64_t deadline) {
-  using Run = BackwardRun<Cell, T>;
-  const hotloop_forward_args& f = args.forward;
+void backward_start(const hotloop_backward_args& args, void* workspace, int) {
   int64_t bytes;
-  Run run = Run::carve(args, args.workspace, bytes);
-  if (args.cursor == 0) run.start();
-  threads = Run::useful_threads(f, threads);
-  const int row_threads = threads < f.batch_size ? threads : f.batch_size > 0 ? (int)f.batch_size : 1;
-  const double products = 2 * (double)run.chunk * step_flops<Cell, T>(f);
-  if (row_threads == 1 && products < kWakeFlops<T>) threads = 1;
-  while (args.cursor < f.seq_len) {
-    run.s1 = f.seq_len - args.cursor;
-    run.s0 = run.s1 > run.chunk ? run.s1 - run.chunk : 0;
-    parallel(row_threads, &Run::recurrence_task, &run);
-    parallel(threads, &Run::products_task, &run);
-    args.cursor += run.s1 - run.s0;
-    if (args.cursor < f.seq_len && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
-  }
-  run.finish();
-  return HOTLOOP_OK;
+  BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).start();
+}
+
+template <class Cell, class T>
+void backward_rows(const hotloop_backward_args& args, void* workspace, int64_t steps, int index, int shares) {
+  int64_t bytes;
+  BackwardRun<Cell, T>::carve(args, workspace, steps, bytes).recurrence(index, shares);
+}
+
+template <class Cell, class T>
+void backward_products(const hotloop_backward_args& args, void* workspace, int64_t steps, int index, int shares) {
+  int64_t bytes;
+  BackwardRun<Cell, T>::carve(args, workspace, steps, bytes).products(index, shares);
+}
+
+template <class Cell, class T>
+void backward_finish(const hotloop_backward_args& args, void* workspace) {
+  int64_t bytes;
+  BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).finish();
 }
 
 }  // namespace

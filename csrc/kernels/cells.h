@@ -5,6 +5,10 @@
 // separately (kApart = -1: no such gate). `state` is c for an LSTM. Gradients of the pre-activations, da, come in the
 // order in which backward keeps them: h's side are the first kGates, x's side the kGates from kXSide on, so that either is
 // one contiguous row for a matrix product; kHGate[j] is the torch gate of h's side's j-th block, x's side is in order.
+//
+// A cell whose kOfH is below kGates takes two passes a step: the first kOfH gates multiply h, `gates` makes the reset h of
+// them, and the other gates multiply that; `forward` then has their a, and in `saved` what `gates` left. Backward the same
+// way around: `backward` gives all of da but the first block, `backward_reset` that one.
 #pragma once
 
 #include "math.h"
@@ -12,7 +16,7 @@
 namespace {
 
 struct RnnTanh {
-  static constexpr int kGates = 1, kSaved = 0, kApart = -1;
+  static constexpr int kGates = 1, kOfH = 1, kSaved = 0, kApart = -1;
   static constexpr bool kHasC = false, kCarriesH = false, kBackwardReadsH = true;
   static constexpr int kGradients = 1, kXSide = 0, kHGate[] = {0};
 
@@ -27,7 +31,7 @@ struct RnnTanh {
 };
 
 struct RnnRelu {
-  static constexpr int kGates = 1, kSaved = 0, kApart = -1;
+  static constexpr int kGates = 1, kOfH = 1, kSaved = 0, kApart = -1;
   static constexpr bool kHasC = false, kCarriesH = false, kBackwardReadsH = true;
   static constexpr int kGradients = 1, kXSide = 0, kHGate[] = {0};
 
@@ -42,7 +46,7 @@ struct RnnRelu {
 };
 
 struct Lstm {
-  static constexpr int kGates = 4, kSaved = 4, kApart = -1;
+  static constexpr int kGates = 4, kOfH = 4, kSaved = 4, kApart = -1;
   static constexpr bool kHasC = true, kCarriesH = false, kBackwardReadsH = false;
   static constexpr int kGradients = 4, kXSide = 0, kHGate[] = {0, 1, 2, 3};
 
@@ -76,7 +80,7 @@ struct Lstm {
 
 // Reset after the product: q, h's share of gate n, is kept apart, because r multiplies it alone.
 struct Gru {
-  static constexpr int kGates = 3, kSaved = 4, kApart = 2;
+  static constexpr int kGates = 3, kOfH = 3, kSaved = 4, kApart = 2;
   static constexpr bool kHasC = false, kCarriesH = true, kBackwardReadsH = false;
   static constexpr int kGradients = 4, kXSide = 1, kHGate[] = {2, 0, 1};
 
@@ -103,6 +107,45 @@ struct Gru {
     da[2] = dh * (h_prev - n) * (z * (one - z));
     da[3] = dx_n;
     carry = dh * z;
+  }
+};
+
+// Reset before the product: r multiplies h, and gate n multiplies the result.
+struct GruResetBefore {
+  static constexpr int kGates = 3, kOfH = 2, kSaved = 3, kApart = -1;
+  static constexpr bool kHasC = false, kCarriesH = true, kBackwardReadsH = false;
+  static constexpr int kGradients = 3, kXSide = 0, kHGate[] = {0, 1, 2};
+
+  // Returns the reset h.
+  template <class V>
+  static HOTLOOP_INLINE V gates(const V* a, V h_prev, V* saved) {
+    const V r = sigmoid(a[0]);
+    const V z = sigmoid(a[1]);
+    saved[0] = r;
+    saved[1] = z;
+    return r * h_prev;
+  }
+  template <class V>
+  static HOTLOOP_INLINE V forward(const V* a, V, V h_prev, V&, V* saved) {
+    const V z = saved[1];
+    const V n = tanh(a[0]);
+    saved[2] = n;
+    return fma(z, h_prev - n, n);
+  }
+  template <class V>
+  static HOTLOOP_INLINE void backward(const V* saved, V, V h_prev, V, V, V dh, V& carry, V* da) {
+    const V one = splat<Element<V>>(1);
+    const V z = saved[1], n = saved[2];
+    da[1] = dh * (h_prev - n) * (z * (one - z));
+    da[2] = dh * (one - z) * fnma(n, n, one);
+    carry = dh * z;
+  }
+  template <class V>
+  static HOTLOOP_INLINE V backward_reset(const V* saved, V h_prev, V dreset_h, V& carry) {
+    const V one = splat<Element<V>>(1);
+    const V r = saved[0];
+    carry = fma(dreset_h, r, carry);
+    return dreset_h * h_prev * (r * (one - r));  // da_r
   }
 };
 

@@ -2,29 +2,19 @@
 #pragma once
 
 #include "../dispatch.h"
-#include "../threads.h"
 #include "cells.h"
 #include "gemm.h"
 
 namespace {
 
-using hotloop::monotonic_ns;
-using hotloop::parallel;
-
 // Rows projected at once: enough for whole tiles and for the weights to be read from L2 once for many rows, few enough
 // for the projected rows to stay in cache until the recurrence reads them.
 constexpr int64_t kProjectedRows = 96;
 constexpr int64_t kProjectedBytes = 192 * 1024;
-// A vector's lane does 6 (scalar) to 14 (AVX) GF/s in the products; so much work takes some 2 ms, on every instruction
-// set, and is done between two looks at the clock.
-template <class T>
-constexpr double kSliceFlops = 2.5e7 * kLanes<T>;
+// A vector's lane does 6 (scalar) to 14 (AVX) flops a nanosecond in the products.
+constexpr double kLaneFlopsNs = 12.5;
 // What the cell functions of one unit cost, in flops of products (LSTM: 16.4 ns a vector of 16 at 266 GF/s).
 constexpr double kCellFlops = 270;
-// Below this much work, some 50 us of one core, a second thread costs more than it brings: waking it takes as long. With a
-// fifth of it GRU T100 B1 I8 H32 trained in 80 us on two threads, and in 52 us on one.
-template <class T>
-constexpr double kInlineFlops = 6e5 * kLanes<T>;
 
 // Cuts arrays out of the caller's workspace, each starting a cache line. With a null start it only counts.
 class Carver {
@@ -60,7 +50,9 @@ struct Sequence {
 template <class Cell, class T>
 struct PackedWeights {
   static constexpr int kL = kLanes<T>;
-  T *weight_ih, *weight_hh;  // pack_by_unit
+  static constexpr int kOfResetH = Cell::kGates - Cell::kOfH;
+  T *weight_ih, *weight_hh;  // pack_by_unit; of weight_hh the gates that multiply h
+  T* weight_reset;           // those that multiply the reset h
   T* bias;        // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
   T* bias_apart;  // [block][lane] b_hh of the gate kept apart
 
@@ -68,7 +60,8 @@ struct PackedWeights {
     const int64_t blocks = blocks_of(hidden_size, kL), vectors = blocks * Cell::kGates;
     PackedWeights packed;
     packed.weight_ih = carver.take<T>(vectors * input_size * kL);
-    packed.weight_hh = carver.take<T>(vectors * hidden_size * kL);
+    packed.weight_hh = carver.take<T>(blocks * Cell::kOfH * hidden_size * kL);
+    packed.weight_reset = carver.take<T>(blocks * kOfResetH * hidden_size * kL);
     packed.bias = carver.take<T>(vectors * kL);
     packed.bias_apart = carver.take<T>(Cell::kApart < 0 ? 0 : blocks * kL);
     return packed;
@@ -77,7 +70,9 @@ struct PackedWeights {
   void fill(const hotloop_forward_args& args) const {
     const int64_t H = args.hidden_size;
     pack_by_unit<Cell::kGates>(static_cast<const T*>(args.weight_ih), H, args.input_size, weight_ih);
-    pack_by_unit<Cell::kGates>(static_cast<const T*>(args.weight_hh), H, H, weight_hh);
+    pack_by_unit<Cell::kOfH>(static_cast<const T*>(args.weight_hh), H, H, weight_hh);
+    if constexpr (kOfResetH > 0)
+      pack_by_unit<kOfResetH>(static_cast<const T*>(args.weight_hh) + Cell::kOfH * H * H, H, H, weight_reset);
     const T* const bias_ih = static_cast<const T*>(args.bias_ih);
     const T* const bias_hh = static_cast<const T*>(args.bias_hh);
     for (int64_t unit = 0; unit < blocks_of(H, kL) * kL; ++unit) {
@@ -97,8 +92,9 @@ template <class T>
 struct ForwardStep {
   const T* projected;  // [B, G*H]
   int64_t projected_row;
-  T* gates;  // [B, S*H] or null
+  T* gates;  // [B, S*H] or null; never null for a cell of two passes, which keeps there what the second needs
   int64_t gates_row;
+  T* reset_h;       // [B, H] between the two passes
   const T* h_prev;  // [B, H]
   int64_t h_prev_row;
   T* h;
@@ -108,10 +104,11 @@ struct ForwardStep {
   T* c;
 };
 
+// The first pass of a cell that takes two: the gates that multiply h, and the reset h.
 template <class Cell, int MR, int NB, class T>
-HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeights<Cell, T>& packed, int64_t H,
-                                   int64_t row, int64_t block) {
-  constexpr int G = Cell::kGates, kL = kLanes<T>;
+HOTLOOP_NOINLINE void gates_tile(const ForwardStep<T>& step, const PackedWeights<Cell, T>& packed, int64_t H,
+                                 int64_t row, int64_t block) {
+  constexpr int G = Cell::kOfH, kL = kLanes<T>;
   Vector<T> acc[MR][NB * G];
   const T* h_prev[MR];
   for (int r = 0; r < MR; ++r) h_prev[r] = step.h_prev + (row + r) * step.h_prev_row;
@@ -120,12 +117,47 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
     const Part<T> part(H - unit);
     for (int r = 0; r < MR; ++r) {
       const T* const projected = step.projected + (row + r) * step.projected_row + unit;
-      for (int g = 0; g < G; ++g) {
-        acc[r][b * G + g] = g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + g * H);
-      }
+      for (int g = 0; g < G; ++g) acc[r][b * G + g] = part.load(projected + g * H);
     }
   }
   multiply<MR, NB, G>(acc, h_prev, packed.weight_hh + block * H * G * kL, H * G * kL, H);
+  for (int b = 0; b < NB; ++b) {
+    const int64_t unit = (block + b) * kL;
+    const Part<T> part(H - unit);
+    for (int r = 0; r < MR; ++r) {
+      Vector<T> saved[G];
+      part.store(step.reset_h + (row + r) * H + unit, Cell::gates(&acc[r][b * G], part.load(h_prev[r] + unit), saved));
+      T* const gates = step.gates + (row + r) * step.gates_row + unit;
+      for (int g = 0; g < G; ++g) part.store(gates + g * H, saved[g]);
+    }
+  }
+}
+
+// The gates that remain, all of them but in a cell of two passes, and the new state.
+template <class Cell, int MR, int NB, class T>
+HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeights<Cell, T>& packed, int64_t H,
+                                   int64_t row, int64_t block) {
+  constexpr bool kSecond = Cell::kOfH < Cell::kGates;
+  constexpr int kFirst = kSecond ? Cell::kOfH : 0, G = Cell::kGates - kFirst, kL = kLanes<T>;
+  Vector<T> acc[MR][NB * G];
+  const T *h_prev[MR], *operand[MR];
+  for (int r = 0; r < MR; ++r) {
+    h_prev[r] = step.h_prev + (row + r) * step.h_prev_row;
+    operand[r] = kSecond ? step.reset_h + (row + r) * H : h_prev[r];
+  }
+  for (int b = 0; b < NB; ++b) {
+    const int64_t unit = (block + b) * kL;
+    const Part<T> part(H - unit);
+    for (int r = 0; r < MR; ++r) {
+      const T* const projected = step.projected + (row + r) * step.projected_row + unit;
+      for (int g = 0; g < G; ++g) {
+        acc[r][b * G + g] =
+            g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + (kFirst + g) * H);
+      }
+    }
+  }
+  const T* const weight = kSecond ? packed.weight_reset : packed.weight_hh;
+  multiply<MR, NB, G>(acc, operand, weight + block * H * G * kL, H * G * kL, H);
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;
     const Part<T> part(H - unit);
@@ -136,13 +168,18 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
       if constexpr (Cell::kApart >= 0) {
         apart = part.load(step.projected + (row + r) * step.projected_row + Cell::kApart * H + unit);
       }
+      if constexpr (kSecond) {
+        for (int g = 0; g < kFirst; ++g) {
+          saved[g] = part.load(step.gates + (row + r) * step.gates_row + g * H + unit);
+        }
+      }
       const Vector<T> h = Cell::forward(&acc[r][b * G], apart, before, c, saved);
       part.store(step.h + (row + r) * step.h_row + unit, h);
       if constexpr (Cell::kHasC) part.store(step.c + (row + r) * H + unit, c);
       if constexpr (Cell::kSaved > 0) {
         if (step.gates != nullptr) {
           T* const gates = step.gates + (row + r) * step.gates_row + unit;
-          for (int s = 0; s < Cell::kSaved; ++s) part.store(gates + s * H, saved[s]);
+          for (int s = kFirst; s < Cell::kSaved; ++s) part.store(gates + s * H, saved[s]);
         }
       }
     }
@@ -192,14 +229,21 @@ double step_flops(const hotloop_forward_args& args) {
 }
 
 template <class Cell, class T>
+double step_ns(const hotloop_forward_args& args) {
+  return step_flops<Cell, T>(args) / (kLaneFlopsNs * kLanes<T>);
+}
+
+template <class Cell, class T>
 struct ForwardRun {
-  hotloop_forward_args& args;
+  static constexpr bool kTwoPasses = Cell::kOfH < Cell::kGates;
+  const hotloop_forward_args& args;
   PackedWeights<Cell, T> packed;
   T* zeros;      // [H]
-  T* projected;  // [threads][chunk rows][G*H], where projections are not kept
+  T* projected;  // [shares][chunk rows][G*H], where projections are not kept
   int64_t projected_size;
+  T* reset_h;  // [shares][rows][H] of a cell of two passes
+  int64_t reset_h_size;
   int64_t chunk;  // steps projected at once
-  int64_t steps;  // of this slice
 
   // In training the projection goes where the gates will be (RNN: where h will be), and is overwritten by them.
   static HOTLOOP_INLINE bool keeps_projection(const hotloop_forward_args& args) {
@@ -214,33 +258,36 @@ struct ForwardRun {
     return steps < 1 ? 1 : steps > args.seq_len ? args.seq_len : steps;
   }
 
-  static int64_t rows_of(const hotloop_forward_args& args, int threads) {
-    return (args.batch_size + threads - 1) / threads;
-  }
-
-  static int useful_threads(const hotloop_forward_args& args, int threads) {
-    if ((double)args.seq_len * step_flops<Cell, T>(args) < kInlineFlops<T>) return 1;
-    return threads < args.batch_size ? threads : args.batch_size > 0 ? (int)args.batch_size : 1;
-  }
-
   // Points every array into the workspace; with a null workspace this is how its size is found.
-  static ForwardRun carve(hotloop_forward_args& args, void* workspace, int threads, int64_t& bytes) {
+  static ForwardRun carve(const hotloop_forward_args& args, void* workspace, int shares, int64_t& bytes) {
     Carver carver(workspace);
-    const int64_t rows = rows_of(args, threads);
-    ForwardRun run{args, {}, nullptr, nullptr, 0, chunk_steps(args, rows), 0};
+    const int64_t rows = (args.batch_size + shares - 1) / shares;
+    ForwardRun run{args, {}, nullptr, nullptr, 0, nullptr, 0, chunk_steps(args, rows)};
     run.zeros = carver.take<T>(args.hidden_size);
     if (args.packed == nullptr) {
       run.packed = PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
+    } else {
+      Carver elsewhere(static_cast<const char*>(args.packed) + hotloop::kPackedHeaderBytes);
+      run.packed = PackedWeights<Cell, T>::carve(elsewhere, args.input_size, args.hidden_size);
     }
     if (!keeps_projection(args)) {
       run.projected_size = (run.chunk * rows * Cell::kGates * args.hidden_size + 15) / 16 * 16;
-      run.projected = carver.take<T>(run.projected_size * threads);
+      run.projected = carver.take<T>(run.projected_size * shares);
+    }
+    if (kTwoPasses) {
+      run.reset_h_size = (rows * args.hidden_size + 15) / 16 * 16;
+      run.reset_h = carver.take<T>(run.reset_h_size * shares);
     }
     bytes = carver.bytes();
     return run;
   }
 
-  void rows(int index, int count) {
+  void start() const {
+    if (args.packed == nullptr) packed.fill(args);
+    __builtin_memset(zeros, 0, args.hidden_size * sizeof(T));
+  }
+
+  void rows(int64_t steps, int index, int count) const {
     const FlushSubnormals flush;
     const int64_t first = args.batch_size * index / count, last = args.batch_size * (index + 1) / count;
     const int64_t rows = last - first;
@@ -277,6 +324,11 @@ struct ForwardRun {
         step.projected_row = to.row;
         step.gates = args.gates ? gates.at(s, first) : nullptr;
         step.gates_row = gates.row;
+        if (kTwoPasses) {  // in inference the projected row is where they lie
+          if (!args.gates) step.gates = projected + index * projected_size + (s - s0) * to.step;
+          if (!args.gates) step.gates_row = to.row;
+          step.reset_h = reset_h + index * reset_h_size;
+        }
         step.h = output.at(s, first);
         step.h_row = output.row;
         step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : zeros;
@@ -286,7 +338,12 @@ struct ForwardRun {
           step.c_prev = s > 0 ? (args.c ? c.at(s - 1, first) : c_n + first * H) : c0 ? c0 + first * H : zeros;
           step.c_prev_row = s > 0 || c0 ? H : 0;
         }
-        for_tiles<G>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
+        if constexpr (kTwoPasses) {
+          for_tiles<Cell::kOfH>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
+            gates_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, packed, H, row, block);
+          });
+        }
+        for_tiles<kTwoPasses ? G - Cell::kOfH : G>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
           forward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, packed, H, row, block);
         });
       }
@@ -300,8 +357,6 @@ struct ForwardRun {
       }
     }
   }
-
-  static void task(void* run, int index, int count) { static_cast<ForwardRun*>(run)->rows(index, count); }
 };
 
 template <class Cell, class T>
@@ -318,35 +373,27 @@ void pack(const hotloop_forward_args& args, void* packed) {
 }
 
 template <class Cell, class T>
-int64_t forward_workspace(const hotloop_forward_args& args, int threads) {
+int64_t forward_most_steps(const hotloop_forward_args& args) {
+  return args.seq_len;
+}
+
+template <class Cell, class T>
+int64_t forward_workspace(const hotloop_forward_args& args, int shares) {
   int64_t bytes;
-  hotloop_forward_args copy = args;
-  ForwardRun<Cell, T>::carve(copy, nullptr, ForwardRun<Cell, T>::useful_threads(args, threads), bytes);
+  ForwardRun<Cell, T>::carve(args, nullptr, shares, bytes);
   return bytes;
 }
 
 template <class Cell, class T>
-int forward(hotloop_forward_args& args, int threads, int64_t deadline) {
-  using Run = ForwardRun<Cell, T>;
-  threads = Run::useful_threads(args, threads);
+void forward_start(const hotloop_forward_args& args, void* workspace, int shares) {
   int64_t bytes;
-  Run run = Run::carve(args, args.workspace, threads, bytes);
-  if (args.packed != nullptr) {
-    Carver carver(static_cast<const char*>(args.packed) + hotloop::kPackedHeaderBytes);
-    run.packed = PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
-  } else if (args.cursor == 0) {
-    run.packed.fill(args);
-  }
-  if (args.cursor == 0) __builtin_memset(run.zeros, 0, args.hidden_size * sizeof(T));
-  const double work = step_flops<Cell, T>(args);
-  const int64_t slice = work < 1 ? args.seq_len : (int64_t)(kSliceFlops<T> / work) + 1;
-  while (args.cursor < args.seq_len) {
-    run.steps = slice < args.seq_len - args.cursor ? slice : args.seq_len - args.cursor;
-    parallel(threads, &Run::task, &run);
-    args.cursor += run.steps;
-    if (args.cursor < args.seq_len && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
-  }
-  return HOTLOOP_OK;
+  ForwardRun<Cell, T>::carve(args, workspace, shares, bytes).start();
+}
+
+template <class Cell, class T>
+void forward_rows(const hotloop_forward_args& args, void* workspace, int64_t steps, int index, int shares) {
+  int64_t bytes;
+  ForwardRun<Cell, T>::carve(args, workspace, shares, bytes).rows(steps, index, shares);
 }
 
 }  // namespace

@@ -143,7 +143,7 @@ void pack_by_unit(const T* weight, int64_t units, int64_t depth, T* packed) {
 // [blocks of columns][row][lane] from row-major weight [G*units, columns], gates in the given order: tile operand of
 // dG W, with depth G*units.
 template <int G, class T>
-void pack_by_column(const T* weight, int64_t units, int64_t columns, const int (&gate_order)[G], T* packed) {
+void pack_by_column(const T* weight, int64_t units, int64_t columns, const int* gate_order, T* packed) {
   constexpr int kL = kLanes<T>;
   for (int64_t block = 0; block < blocks_of(columns, kL); ++block) {
     const Part<T> part(columns - block * kL);

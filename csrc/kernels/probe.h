@@ -78,7 +78,12 @@ double probe_forward(void* buffer, int64_t bytes, int64_t repeats) {
       for (int g = 0; g < Cell::kGates; ++g) a[g] = load(at + g * kL);
       Vector<T> c = load(at + Cell::kGates * kL);
       const Vector<T> h = load(at + (Cell::kGates + 1) * kL), x_n = load(at + (Cell::kGates + 2) * kL);
-      Vector<T> result = Cell::forward(a, x_n, h, c, saved);
+      if constexpr (Cell::kOfH < Cell::kGates) {
+        Vector<T> reset_h = Cell::gates(a, h, saved);
+        keep(reset_h);
+      }
+      constexpr int kFirst = Cell::kOfH < Cell::kGates ? Cell::kOfH : 0;
+      Vector<T> result = Cell::forward(a + kFirst, x_n, h, c, saved);
       keep(result);
       keep(c);
       for (int s = 0; s < Cell::kSaved; ++s) keep(saved[s]);
@@ -100,6 +105,7 @@ double probe_backward(void* buffer, int64_t bytes, int64_t repeats) {
       const Vector<T>* const rest = in + Cell::kSaved;
       Vector<T> carry = rest[5];
       Cell::backward(in, rest[0], rest[1], rest[2], rest[3], rest[4], carry, da);
+      if constexpr (Cell::kOfH < Cell::kGates) da[0] = Cell::backward_reset(in, rest[1], rest[0], carry);
       keep(carry);
       for (int g = 0; g < Cell::kGradients; ++g) keep(da[g]);
     }

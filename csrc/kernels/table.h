@@ -21,17 +21,18 @@ constexpr hotloop::CellKernels cell_kernels() {
           Cell::kHasC,
           packed_bytes<Cell, T>,
           pack<Cell, T>,
-          forward_workspace<Cell, T>,
-          forward<Cell, T>,
-          backward_workspace<Cell, T>,
-          backward<Cell, T>,
+          {step_ns<Cell, T>, forward_most_steps<Cell, T>, forward_workspace<Cell, T>, forward_start<Cell, T>,
+           forward_rows<Cell, T>, nullptr, nullptr},
+          {backward_step_ns<Cell, T>, backward_most_steps<Cell, T>, backward_workspace<Cell, T>,
+           backward_start<Cell, T>, backward_rows<Cell, T>, backward_products<Cell, T>, backward_finish<Cell, T>},
           probe_forward<Cell, T>,
           probe_backward<Cell, T>};
 }
 
 template <class T>
 constexpr hotloop::TypeKernels type_kernels() {
-  return {{cell_kernels<RnnTanh, T>(), cell_kernels<RnnRelu, T>(), cell_kernels<Lstm, T>(), cell_kernels<Gru, T>()},
+  return {{cell_kernels<RnnTanh, T>(), cell_kernels<RnnRelu, T>(), cell_kernels<Lstm, T>(), cell_kernels<Gru, T>(),
+           cell_kernels<GruResetBefore, T>()},
           probe_fma<T>,
           probe_read<T>,
           probe_copy<T>,

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module, metadata
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -123,6 +123,11 @@ def set_num_threads(threads: int) -> None:
     """
     global _threads
     _threads = check_threads(threads)
+
+
+def threads_of(threads: Any) -> int:
+    """How many threads a call uses that was given `threads=`."""
+    return get_num_threads() if threads is None else check_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -73,3 +73,33 @@ def gru_backward(r: Any, z: Any, n: Any, q: Any, h_prev: Any, dh: Any) -> Any:
     da_z = dh * (h_prev - n) * (z * (1 - z))
     dh_prev = dh * z
     return da_r, da_z, dx_n, dq, dh_prev
+
+
+# GRU, reset before the product (Cho et al., 2014, as printed; ONNX's default): gate n multiplies reset_h = r * h_prev,
+# so that a step takes two products, the second when r of every unit is known. a_n holds both biases.
+
+
+def gru_reset_before_gates(a_r: Any, a_z: Any, h_prev: Any, sigmoid: Any) -> Any:
+    r = sigmoid(a_r)
+    z = sigmoid(a_z)
+    reset_h = r * h_prev
+    return r, z, reset_h
+
+
+def gru_reset_before_forward(a_n: Any, z: Any, h_prev: Any, tanh: Any) -> Any:
+    n = tanh(a_n)
+    h = n + z * (h_prev - n)
+    return n, h
+
+
+def gru_reset_before_backward(z: Any, n: Any, h_prev: Any, dh: Any) -> Any:
+    da_z = dh * (h_prev - n) * (z * (1 - z))
+    da_n = dh * (1 - z) * (1 - n * n)
+    dh_prev = dh * z
+    return da_z, da_n, dh_prev
+
+
+def gru_reset_before_backward_reset(r: Any, h_prev: Any, dreset_h: Any, dh_prev: Any) -> Any:
+    da_r = dreset_h * h_prev * (r * (1 - r))
+    dh_prev = dh_prev + dreset_h * r
+    return da_r, dh_prev

@@ -6,6 +6,7 @@ pair of strides), states as contiguous [B, H].
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -25,15 +26,18 @@ class Cell:
 
     name: str
     gates: int  # row blocks of weight_ih and weight_hh
+    of_h: int  # the first so many multiply h; the others, in a second pass, the reset h
     saved: int  # arrays a unit that backward needs beside the output (and c)
     has_c: bool
 
 
-RNN_TANH = Cell("rnn_tanh", gates=1, saved=0, has_c=False)
-RNN_RELU = Cell("rnn_relu", gates=1, saved=0, has_c=False)
-LSTM = Cell("lstm", gates=4, saved=4, has_c=True)
-GRU = Cell("gru", gates=3, saved=4, has_c=False)
-CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)}
+RNN_TANH = Cell("rnn_tanh", gates=1, of_h=1, saved=0, has_c=False)
+RNN_RELU = Cell("rnn_relu", gates=1, of_h=1, saved=0, has_c=False)
+LSTM = Cell("lstm", gates=4, of_h=4, saved=4, has_c=True)
+GRU = Cell("gru", gates=3, of_h=3, saved=4, has_c=False)
+GRU_RESET_BEFORE = Cell("gru_reset_before", gates=3, of_h=2, saved=3, has_c=False)
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,6 @@ class Forward:
     weights: Weights
     packed: Any  # what the backend's pack() made of the weights, or None
     reverse: bool
-    threads: int
     x: Array  # [T, B, I]
     h0: Array | None  # [B, H]
     c0: Array | None  # [B, H]
@@ -99,14 +102,18 @@ class Backward:
 
 
 class Backend(Protocol):
-    """A module that fills arrays it is given: it does not check, allocate results or choose names."""
+    """A module that fills arrays it is given: it does not check, allocate results or choose names.
+
+    A call takes several recurrences that do not depend on each other, as the directions of a layer, and may run them
+    side by side on at most `threads` threads.
+    """
 
     NAME: str
 
-    def forward(self, args: Forward) -> None:
+    def forward(self, recurrences: Sequence[Forward], threads: int) -> None:
         """Fill output, h_n and, where present, c_n, gates and c."""
 
-    def backward(self, args: Backward) -> None:
+    def backward(self, recurrences: Sequence[Backward], threads: int) -> None:
         """Fill every gradient that is present; read only what forward saved."""
 
     def pack(self, weights: Weights) -> Any:
@@ -163,12 +170,14 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
     return array
 
 
+def _runs_in_place(array: Array) -> bool:
+    """Whether backends can use a sequence as it lies: features side by side, whole elements between steps and rows."""
+    (step, row, feature), size = array.strides, array.itemsize
+    return (feature == size or array.shape[2] <= 1) and not (step % size or row % size) and array.flags.aligned
+
+
 def _with_unit_feature_stride(array: Array) -> Array:
-    """Time and batch may have any stride that is a whole number of elements; features lie side by side."""
-    size = array.itemsize
-    if (array.strides[2] == size or array.shape[2] <= 1) and not (array.strides[0] % size or array.strides[1] % size):
-        return array
-    return np.ascontiguousarray(array)
+    return array if _runs_in_place(array) else np.ascontiguousarray(array)
 
 
 def _expect(name: str, array: Array, rule: str, shape: tuple[int, ...]) -> None:
@@ -224,6 +233,45 @@ def _check_state(name: str, state: Any, weights: Weights, batch_size: int, unbat
     return np.ascontiguousarray(array)
 
 
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two elements may lie at one place: in order of their strides, each axis must step over the one before."""
+    end = array.itemsize
+    for stride, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if length > 1:
+            if stride < end:
+                return True
+            end = stride * (length - 1) + end
+    return False
+
+
+def _share_memory(a: Array, b: Array) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]  # any integer will do
+    except Exception:  # TooHardError moved between numpy 1 and 2: not known to be apart
+        return True
+
+
+def check_out(
+    out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Array | None]
+) -> Array:
+    """`out` as it is, or the error that says why a result cannot be written there."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a numpy array, got {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out: expected an array without a mask, got a masked array")
+    if out.dtype != dtype:
+        raise TypeError(f"out: expected {dtype} (the dtype of weight_ih), got {out.dtype}")
+    _expect("out", out, rule, shape)
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writeable array, got a read-only one")
+    if _overlaps_itself(out):
+        raise ValueError(f"out: expected every element at a place of its own, got strides {out.strides}")
+    for name, array in inputs.items():
+        if array is not None and _share_memory(out, array):
+            raise ValueError(f"out: expected memory of its own, got memory it shares with {name}")
+    return out
+
+
 class Layout(NamedTuple):
     """How the caller's sequences lie; backends only ever see [T, B, *]."""
 
@@ -235,12 +283,17 @@ class Layout(NamedTuple):
             return array[:, np.newaxis]
         return array.transpose(1, 0, 2) if self.batch_first else array
 
-    def empty_sequence(self, seq_len: int, batch_size: int, features: int, dtype: np.dtype[Any]) -> Array:
-        """A new sequence in the caller's layout."""
+    def shape(self, seq_len: int, batch_size: int, features: int) -> tuple[int, ...]:
+        """The shape of a sequence in the caller's layout."""
         if self.unbatched:
-            return _memory.empty((seq_len, features), dtype)
-        rows = (batch_size, seq_len) if self.batch_first else (seq_len, batch_size)
-        return _memory.empty((*rows, features), dtype)
+            return seq_len, features
+        return (batch_size, seq_len, features) if self.batch_first else (seq_len, batch_size, features)
+
+    def rule(self, features: str) -> str:
+        """The same in words."""
+        if self.unbatched:
+            return f"(seq_len, {features})"
+        return f"(batch_size, seq_len, {features})" if self.batch_first else f"(seq_len, batch_size, {features})"
 
     def state(self, array: Array) -> Array:
         return array[0] if self.unbatched else array
@@ -256,9 +309,9 @@ def check_forward(
     reverse: bool,
     lengths: Any,
     resets: Any,
-    threads: int,
     training: bool,
     packed: Any = None,
+    out: Any = None,
 ) -> tuple[Forward, Array, Layout]:
     """Check a call and allocate its results. Returns the backend's arguments, the output as the caller sees it
     and the layout of the caller's sequences.
@@ -281,24 +334,37 @@ def check_forward(
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
     h0 = _check_state("h0", h0, weights, batch_size, layout.unbatched)
     c0 = _check_state("c0", c0, weights, batch_size, layout.unbatched)
-    output = layout.empty_sequence(seq_len, batch_size, hidden_size, dtype)
+    shape = layout.shape(seq_len, batch_size, hidden_size)
+    if out is None:
+        output = _memory.empty(shape, dtype)
+    else:
+        inputs = {"x": x, "h0": h0, "c0": c0} | {name: getattr(weights, name) for name in PARAMETERS}
+        output = check_out(out, layout.rule("hidden_size"), shape, dtype, inputs)
+    view = layout.time_major(output)
     state = (batch_size, hidden_size)
     steps = (seq_len, batch_size)
     args = Forward(
         weights=weights,
         packed=packed,
         reverse=bool(reverse),
-        threads=threads,
         x=_with_unit_feature_stride(x),
         h0=h0,
         c0=c0,
-        output=layout.time_major(output),
+        output=view if _runs_in_place(view) else np.empty(view.shape, dtype),
         h_n=np.empty(state, dtype),
         c_n=np.empty(state, dtype) if cell.has_c else None,
         gates=_memory.empty((*steps, cell.saved * hidden_size), dtype) if training and cell.saved else None,
         c=_memory.empty((*steps, hidden_size), dtype) if training and cell.has_c else None,
     )
     return args, output, layout
+
+
+def finish_output(args: Forward, output: Array, layout: Layout) -> Array:
+    """`output`, filled where the backend could not write into it: an `out=` whose features do not lie side by side."""
+    view = layout.time_major(output)
+    if not _runs_in_place(view):
+        view[...] = args.output
+    return output
 
 
 def check_wrt(wrt: Any) -> tuple[str, ...] | None:
@@ -325,17 +391,12 @@ def check_backward(
     hidden_size, dtype = weights.hidden_size, weights.dtype
     if grad_output is not None:
         grad_output = as_array("grad_output", grad_output, dtype)
-        shape: tuple[int, ...] = (seq_len, batch_size, hidden_size)
-        rule = "(seq_len, batch_size, hidden_size)"
-        if layout.unbatched:
-            shape, rule = (seq_len, hidden_size), "(seq_len, hidden_size)"
-        elif layout.batch_first:
-            shape, rule = (batch_size, seq_len, hidden_size), "(batch_size, seq_len, hidden_size)"
-        _expect("grad_output", grad_output, rule, shape)
+        shape = layout.shape(seq_len, batch_size, hidden_size)
+        _expect("grad_output", grad_output, layout.rule("hidden_size"), shape)
         grad_output = _with_unit_feature_stride(layout.time_major(grad_output))
     grad_h_n = _check_state("grad_h_n", grad_h_n, weights, batch_size, layout.unbatched)
     grad_c_n = _check_state("grad_c_n", grad_c_n, weights, batch_size, layout.unbatched)
-    grad_x = layout.empty_sequence(seq_len, batch_size, input_size, dtype) if "x" in wanted else None
+    grad_x = _memory.empty(layout.shape(seq_len, batch_size, input_size), dtype) if "x" in wanted else None
 
     def like(name: str, array: Array | None) -> Array | None:
         return np.empty_like(array) if array is not None and name in wanted else None

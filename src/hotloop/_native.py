@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _CELLS = {
     "rnn_relu": lib.HOTLOOP_RNN_RELU,
     "lstm": lib.HOTLOOP_LSTM,
     "gru": lib.HOTLOOP_GRU,
+    "gru_reset_before": lib.HOTLOOP_GRU_RESET_BEFORE,
 }
 _DTYPES = {np.dtype(np.float32): lib.HOTLOOP_FLOAT32, np.dtype(np.float64): lib.HOTLOOP_FLOAT64}
 _AGAIN = lib.HOTLOOP_AGAIN
@@ -89,15 +91,15 @@ def _strides(sequence: Array) -> tuple[int, int]:
     return strides[0] // size if shape[0] > 1 else 0, strides[1] // size if shape[1] > 1 else 0
 
 
-def _run(workspace_size: Any, function: Any, target: Any, threads: int) -> None:
+def _run(workspace_size: Any, function: Any, targets: Any, count: int, threads: int) -> None:
     # Never more than the process may run on; asked once a call, since that may change in the middle of it.
     if threads > 1:
         threads = min(threads, lib.hotloop_processors())
-    workspace = _workspace(workspace_size(target, threads))
-    target.workspace = _address(workspace)
-    target.workspace_bytes = workspace.nbytes
+    size = workspace_size(targets, count, threads)
+    workspace = _workspace(size)
+    address = _address(workspace)
     # Between two slices of a long call the interpreter sees Ctrl-C.
-    while (status := function(target, 1, threads)) == _AGAIN:
+    while (status := function(targets, count, threads, address, size)) == _AGAIN:
         pass
     if status:
         _fail(status)
@@ -117,16 +119,25 @@ def _set_forward(target: Any, args: Forward) -> None:
     target.gates, target.c = _address(args.gates), _address(args.c)
 
 
-def forward(args: Forward) -> None:
-    target = ffi.new("hotloop_forward_args *")
-    _set_forward(target, args)
-    if args.packed is not None:
-        target.packed = _address(args.packed)
-    _run(lib.hotloop_forward_workspace, lib.hotloop_forward, target, args.threads)
+def forward(recurrences: Sequence[Forward], threads: int) -> None:
+    count = len(recurrences)
+    targets = ffi.new("hotloop_forward_args[]", count)
+    for target, args in zip(targets, recurrences, strict=True):
+        _set_forward(target, args)
+        if args.packed is not None:
+            target.packed = _address(args.packed)
+    _run(lib.hotloop_forward_workspace, lib.hotloop_forward, targets, count, threads)
 
 
-def backward(args: Backward) -> None:
-    target = ffi.new("hotloop_backward_args *")
+def backward(recurrences: Sequence[Backward], threads: int) -> None:
+    count = len(recurrences)
+    targets = ffi.new("hotloop_backward_args[]", count)
+    for target, args in zip(targets, recurrences, strict=True):
+        _set_backward(target, args)
+    _run(lib.hotloop_backward_workspace, lib.hotloop_backward, targets, count, threads)
+
+
+def _set_backward(target: Any, args: Backward) -> None:
     _set_forward(target.forward, args.forward)
     if (grad_output := args.grad_output) is not None:
         target.grad_output = _address(grad_output)
@@ -138,7 +149,6 @@ def backward(args: Backward) -> None:
     target.grad_weight_ih, target.grad_weight_hh = _address(args.grad_weight_ih), _address(args.grad_weight_hh)
     target.grad_bias_ih, target.grad_bias_hh = _address(args.grad_bias_ih), _address(args.grad_bias_hh)
     target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
-    _run(lib.hotloop_backward_workspace, lib.hotloop_backward, target, args.forward.threads)
 
 
 def pack(weights: Weights) -> Array:

@@ -6,13 +6,13 @@ float64 and by torch. Where a faster backend disagrees with it, the faster backe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import _cells
-from ._contract import GRU, LSTM, RNN_RELU, Array, Backward, Forward, Weights
+from ._contract import GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, Array, Backward, Forward, Weights
 
 NAME = "numpy"
 
@@ -46,13 +46,21 @@ def _bias(bias: Array | None) -> Any:
     return 0 if bias is None else bias
 
 
-def forward(args: Forward) -> None:
+def forward(recurrences: Sequence[Forward], threads: int) -> None:
+    """One recurrence after the other; np.matmul has threads of its own."""
+    for args in recurrences:
+        _forward(args)
+
+
+def _forward(args: Forward) -> None:
     w, cell = args.weights, args.cell
+    of_h = cell.of_h * w.hidden_size  # rows of weight_hh that multiply h
+    weight_hh, bias_hh = w.weight_hh[:of_h], None if w.bias_hh is None else w.bias_hh[:of_h]
     h = np.zeros_like(args.h_n) if args.h0 is None else args.h0
     c = None if args.c_n is None else np.zeros_like(args.c_n) if args.c0 is None else args.c0
     for t in _order(args):
         x_share = args.x[t] @ w.weight_ih.T + _bias(w.bias_ih)  # [B, G*H]
-        h_share = h @ w.weight_hh.T + _bias(w.bias_hh)
+        h_share = h @ weight_hh.T + _bias(bias_hh)
         saved: tuple[Array, ...] = ()
         if cell is LSTM:
             a_i, a_f, a_g, a_o = np.split(x_share + h_share, 4, axis=1)
@@ -65,6 +73,13 @@ def forward(args: Forward) -> None:
             h_r, h_z, q = np.split(h_share, 3, axis=1)
             r, z, n, h = _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, np.tanh, sigmoid)
             saved = (r, z, n, q)
+        elif cell is GRU_RESET_BEFORE:
+            x_r, x_z, x_n = np.split(x_share, 3, axis=1)
+            h_r, h_z = np.split(h_share, 2, axis=1)
+            r, z, reset_h = _cells.gru_reset_before_gates(x_r + h_r, x_z + h_z, h, sigmoid)
+            h_n = reset_h @ w.weight_hh[of_h:].T + _bias(None if w.bias_hh is None else w.bias_hh[of_h:])
+            n, h = _cells.gru_reset_before_forward(x_n + h_n, z, h, np.tanh)
+            saved = (r, z, n)
         elif cell is RNN_RELU:
             h = _cells.rnn_relu_forward(x_share + h_share, relu)
         else:
@@ -77,8 +92,15 @@ def forward(args: Forward) -> None:
         args.c_n[...] = c
 
 
-def backward(args: Backward) -> None:
+def backward(recurrences: Sequence[Backward], threads: int) -> None:
+    """One recurrence after the other, as forward."""
+    for args in recurrences:
+        _backward(args)
+
+
+def _backward(args: Backward) -> None:
     fwd, w, cell = args.forward, args.forward.weights, args.forward.cell
+    of_h = cell.of_h * w.hidden_size
     wanted = (args.grad_x, args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh)
     for gradient in wanted:
         if gradient is not None:
@@ -109,17 +131,27 @@ def backward(args: Backward) -> None:
             da_r, da_z, dx_n, dq, dh_direct = _cells.gru_backward(r, z, n, q, h_prev, dh)
             dx_share = np.concatenate((da_r, da_z, dx_n), axis=1)
             dh_share = np.concatenate((da_r, da_z, dq), axis=1)
+        elif cell is GRU_RESET_BEFORE:
+            assert fwd.gates is not None
+            r, z, n = np.split(fwd.gates[t], 3, axis=1)
+            da_z, da_n, dh_direct = _cells.gru_reset_before_backward(z, n, h_prev, dh)
+            dreset_h = da_n @ w.weight_hh[of_h:]
+            da_r, dh_direct = _cells.gru_reset_before_backward_reset(r, h_prev, dreset_h, dh_direct)
+            dx_share = np.concatenate((da_r, da_z, da_n), axis=1)
+            dh_share = dx_share
+            if args.grad_weight_hh is not None:
+                args.grad_weight_hh[of_h:] += da_n.T @ (r * h_prev)
         elif cell is RNN_RELU:
             dx_share = dh_share = _cells.rnn_relu_backward(h, dh)
         else:
             dx_share = dh_share = _cells.rnn_tanh_backward(h, dh)
-        dh = dh_share @ w.weight_hh + dh_direct
+        dh = dh_share[:, :of_h] @ w.weight_hh[:of_h] + dh_direct
         if args.grad_x is not None:
             args.grad_x[t] = dx_share @ w.weight_ih
         if args.grad_weight_ih is not None:
             args.grad_weight_ih += dx_share.T @ fwd.x[t]
         if args.grad_weight_hh is not None:
-            args.grad_weight_hh += dh_share.T @ h_prev
+            args.grad_weight_hh[:of_h] += dh_share[:, :of_h].T @ h_prev
         if args.grad_bias_ih is not None:
             args.grad_bias_ih += dx_share.sum(axis=0)
         if args.grad_bias_hh is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from . import _backend
 from ._contract import (
     GRU,
+    GRU_RESET_BEFORE,
     LSTM,
     RNN_RELU,
     RNN_TANH,
@@ -24,9 +25,9 @@ from ._contract import (
     LSTMGradients,
     check_backward,
     check_forward,
-    check_threads,
     check_weights,
     check_wrt,
+    finish_output,
     gradients,
 )
 
@@ -44,6 +45,7 @@ def _run(
     lengths: Any,
     resets: Any,
     threads: int | None,
+    out: Any = None,
 ) -> tuple[Forward, Array, Layout]:
     args, output, layout = check_forward(
         check_weights(cell, *weights),
@@ -54,22 +56,22 @@ def _run(
         reverse=reverse,
         lengths=lengths,
         resets=resets,
-        threads=_backend.get_num_threads() if threads is None else check_threads(threads),
         training=training,
+        out=out,
     )
-    _backend.active().forward(args)
-    return args, output, layout
+    _backend.active().forward((args,), _backend.threads_of(threads))
+    return args, finish_output(args, output, layout), layout
 
 
-def _vjp(args: Forward, output: Array, layout: Layout) -> Callable[..., Any]:
+def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> Callable[..., Any]:
     """The backward function of a finished training forward; may be called any number of times."""
     output.flags.writeable = False  # backward reads it: a write in between would silently give wrong gradients
-    backend = _backend.active()
+    backend, threads = _backend.active(), _backend.threads_of(threads)
 
     def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> Any:
         wanted = check_wrt(wrt)
         back, grad_x = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wanted)
-        backend.backward(back)
+        backend.backward((back,), threads)
         return gradients(back, grad_x, layout, wanted)
 
     if args.cell.has_c:
@@ -97,9 +99,9 @@ def _rnn_cell(nonlinearity: str) -> Cell:
 
 
 def _gru_cell(reset_after: bool) -> Cell:
-    if not reset_after:
-        raise NotImplementedError("reset_after: the form that resets before the product is not implemented yet")
-    return GRU
+    if not isinstance(reset_after, (bool, np.bool_)):
+        raise TypeError(f"reset_after: expected True or False, got {reset_after!r}")
+    return GRU if reset_after else GRU_RESET_BEFORE
 
 
 def lstm(
@@ -116,6 +118,7 @@ def lstm(
     lengths: Any = None,
     resets: Any = None,
     threads: int | None = None,
+    out: Any = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     r"""Run an LSTM over whole sequences, for inference.
 
@@ -148,6 +151,10 @@ def lstm(
         Not implemented yet.
     threads : int, optional
         At most this many threads; `get_num_threads()` by default. The result does not depend on it.
+    out : array, optional
+        Where `output` is written, and what is returned as `output`: of its shape and dtype, writeable, and sharing no
+        memory with any other argument. Only a feature stride other than 1 costs a copy. What it holds after an error
+        in the middle of the call, as after Ctrl-C, is undefined.
 
     Returns
     -------
@@ -180,7 +187,7 @@ def lstm(
     """
     args, output, layout = _run(
         LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=False, batch_first=batch_first,
-        reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+        reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
     )  # fmt: skip
     assert args.c_n is not None
     return output, (layout.state(args.h_n), layout.state(args.c_n))
@@ -203,7 +210,7 @@ def lstm_vjp(
 ) -> tuple[tuple[Array, tuple[Array, Array]], Callable[..., LSTMGradients]]:
     """Run an LSTM over whole sequences, and return what backpropagation through time needs.
 
-    Equations, parameters and errors are those of `lstm`.
+    Equations, parameters and errors are those of `lstm`, without `out`.
 
     Returns
     -------
@@ -232,7 +239,7 @@ def lstm_vjp(
         reverse=reverse, lengths=lengths, resets=resets, threads=threads,
     )  # fmt: skip
     assert args.c_n is not None
-    vjp = _vjp(args, output, layout)
+    vjp = _vjp(args, output, layout, threads)
     return (output, (layout.state(args.h_n), layout.state(args.c_n))), vjp
 
 
@@ -250,6 +257,7 @@ def gru(
     lengths: Any = None,
     resets: Any = None,
     threads: int | None = None,
+    out: Any = None,
 ) -> tuple[Array, Array]:
     """Run a GRU over whole sequences, for inference.
 
@@ -257,11 +265,12 @@ def gru(
 
         r = sigmoid(x W_ir' + b_ir + h W_hr' + b_hr)
         z = sigmoid(x W_iz' + b_iz + h W_hz' + b_hz)
-        n =    tanh(x W_in' + b_in + r * (h W_hn' + b_hn))
+        n =    tanh(x W_in' + b_in + r * (h W_hn' + b_hn))          reset_after=True
+        n =    tanh(x W_in' + b_in + (r * h) W_hn' + b_hn)          reset_after=False
         h' = (1 - z) * n + z * h
 
-    The equations are those of torch.nn.GRU: Cho et al., "Learning Phrase Representations" (2014), with the reset
-    applied after the matrix product, as in cuDNN and Keras' default.
+    The first n is that of torch.nn.GRU, cuDNN and Keras' default; the second that of Cho et al., "Learning Phrase
+    Representations" (2014), and ONNX's default (linear_before_reset=0).
 
     Parameters
     ----------
@@ -274,8 +283,8 @@ def gru(
     h0 : array (batch_size, hidden_size), optional
         Initial state, zero by default; (hidden_size,) if `x` is unbatched.
     reset_after : bool
-        Must be True: the form that resets before the product is not implemented yet.
-    batch_first, reverse, lengths, resets, threads
+        Whether r multiplies the matrix product (torch) or h before it (Cho et al.), which takes two products a step.
+    batch_first, reverse, lengths, resets, threads, out
         As in `lstm`.
 
     Returns
@@ -302,7 +311,7 @@ def gru(
     """
     args, output, layout = _run(
         _gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
-        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
     )  # fmt: skip
     return output, layout.state(args.h_n)
 
@@ -324,7 +333,7 @@ def gru_vjp(
 ) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
     """Run a GRU over whole sequences, and return what backpropagation through time needs.
 
-    Equations, parameters and errors are those of `gru`.
+    Equations, parameters and errors are those of `gru`, without `out`.
 
     Returns
     -------
@@ -348,7 +357,7 @@ def gru_vjp(
         _gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
     )  # fmt: skip
-    return (output, layout.state(args.h_n)), _vjp(args, output, layout)
+    return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)
 
 
 def rnn(
@@ -365,6 +374,7 @@ def rnn(
     lengths: Any = None,
     resets: Any = None,
     threads: int | None = None,
+    out: Any = None,
 ) -> tuple[Array, Array]:
     """Run a vanilla RNN over whole sequences, for inference.
 
@@ -385,7 +395,7 @@ def rnn(
     h0 : array (batch_size, hidden_size), optional
         Initial state, zero by default; (hidden_size,) if `x` is unbatched.
     nonlinearity : {"tanh", "relu"}
-    batch_first, reverse, lengths, resets, threads
+    batch_first, reverse, lengths, resets, threads, out
         As in `lstm`.
 
     Returns
@@ -412,7 +422,7 @@ def rnn(
     """
     args, output, layout = _run(
         _rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
-        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
     )  # fmt: skip
     return output, layout.state(args.h_n)
 
@@ -434,7 +444,7 @@ def rnn_vjp(
 ) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
     """Run a vanilla RNN over whole sequences, and return what backpropagation through time needs.
 
-    Equations, parameters and errors are those of `rnn`.
+    Equations, parameters and errors are those of `rnn`, without `out`.
 
     Returns
     -------
@@ -457,7 +467,7 @@ def rnn_vjp(
         _rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
     )  # fmt: skip
-    return (output, layout.state(args.h_n)), _vjp(args, output, layout)
+    return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)
 
 
 def clip_grad_norm_(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _backend
-from ._contract import CELLS, Array, check_forward, check_threads, check_weights
+from ._contract import CELLS, Array, check_forward, check_weights
 
 
 class Direction:
@@ -43,10 +43,9 @@ class Direction:
             reverse=self._reverse,
             lengths=None,
             resets=None,
-            threads=_backend.get_num_threads() if threads is None else check_threads(threads),
             training=False,
             packed=self._packed,
         )
-        self._backend.forward(args)
+        self._backend.forward((args,), _backend.threads_of(threads))
         h_n = layout.state(args.h_n)
         return output, h_n if args.c_n is None else (h_n, layout.state(args.c_n))

@@ -1,0 +1,177 @@
+// A call goes in rounds. In each, every recurrence that is not finished does some steps, first its rows, then, backward,
+// the products that need all of them. All shares of all recurrences in a phase are spread over the threads. Results do not
+// depend on any of this: shares split rows and columns, never a sum.
+#include "schedule.h"
+
+#include <type_traits>
+
+#include "threads.h"
+
+namespace hotloop {
+namespace {
+
+constexpr int64_t kCallNs = 50'000'000;  // a call returns HOTLOOP_AGAIN after this long, so that Ctrl-C is seen
+constexpr double kRoundNs = 2e6;         // done between two looks at the clock
+// A call below this runs on the caller alone: waking a thread takes as long. With a fifth of it GRU T100 B1 I8 H32 trained
+// in 80 us on two threads, and in 52 us on one.
+constexpr double kInlineNs = 48e3;
+// Products that are worth waking threads that slept while one thread ran the recurrence of a single row.
+constexpr double kWakeNs = 2e6;
+
+const hotloop_forward_args& forward_of(const hotloop_forward_args& args) { return args; }
+const hotloop_forward_args& forward_of(const hotloop_backward_args& args) { return args.forward; }
+
+const Phases<hotloop_forward_args>& phases_of(const CellKernels& cell, const hotloop_forward_args&) {
+  return cell.forward;
+}
+const Phases<hotloop_backward_args>& phases_of(const CellKernels& cell, const hotloop_backward_args&) {
+  return cell.backward;
+}
+
+int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
+
+template <class Args>
+class Call {
+ public:
+  Call(Args* args, int64_t count, int threads) : args_(args), count_(count), threads_(threads) {
+    double ns = 0;
+    for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * (double)forward_of(args[i]).seq_len;
+    if (ns < kInlineNs) threads_ = 1;
+    // As few shares of each recurrence as give every thread equally many.
+    most_shares_ = threads_ / greatest_common_divisor(threads_, (int)(count % threads_));
+  }
+
+  // Each recurrence has as much of the workspace as the largest needs.
+  int64_t workspace_each() const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t bytes = phases(i).workspace(args_[i], row_shares(i));
+      if (bytes > most) most = bytes;
+    }
+    return most;
+  }
+
+  int run(void* workspace) {
+    workspace_ = static_cast<char*>(workspace);
+    each_ = workspace_each();
+    const int64_t deadline = monotonic_ns() + kCallNs;
+    in_parallel(&Call::start, &Call::one);
+    while (unfinished()) {
+      in_parallel(&Call::rows, &Call::row_shares);
+      in_parallel(&Call::products, &Call::product_shares);
+      advance();
+      if (unfinished() && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
+    }
+    return HOTLOOP_OK;
+  }
+
+ private:
+  const Phases<std::remove_const_t<Args>>& phases(int64_t i) const {
+    const hotloop_forward_args& forward = forward_of(args_[i]);
+    return phases_of(active_table()->types[forward.dtype].cells[forward.cell], args_[i]);
+  }
+
+  bool finished(int64_t i) const { return args_[i].cursor == forward_of(args_[i]).seq_len; }
+
+  bool unfinished() const {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (!finished(i)) return true;
+    }
+    return false;
+  }
+
+  // Steps of recurrence i in this round.
+  int64_t steps(int64_t i) const {
+    const int64_t left = forward_of(args_[i]).seq_len - args_[i].cursor, most = phases(i).most_steps(args_[i]);
+    int64_t now = most < left ? most : left;
+    if (phases(i).products == nullptr) {  // else rounds are the chunks in which weight gradients are summed
+      const double ns = phases(i).step_ns(args_[i]);
+      if (ns >= 1 && kRoundNs / ns + 1 < (double)now) now = (int64_t)(kRoundNs / ns) + 1;
+    }
+    return now;
+  }
+
+  int one(int64_t i) const { return args_[i].cursor == 0 ? 1 : 0; }
+
+  int row_shares(int64_t i) const {
+    const int64_t rows = forward_of(args_[i]).batch_size;
+    return rows < 1 ? 1 : rows < most_shares_ ? (int)rows : most_shares_;
+  }
+
+  int product_shares(int64_t i) const {
+    if (phases(i).products == nullptr) return 0;
+    const bool asleep = count_ == 1 && row_shares(i) == 1;
+    return asleep && phases(i).step_ns(args_[i]) * (double)steps(i) < kWakeNs ? 1 : most_shares_;
+  }
+
+  void start(int64_t i, int, int) const { phases(i).start(args_[i], workspace_ + i * each_, row_shares(i)); }
+  void rows(int64_t i, int index, int shares) const {
+    phases(i).rows(args_[i], workspace_ + i * each_, steps(i), index, shares);
+  }
+  void products(int64_t i, int index, int shares) const {
+    phases(i).products(args_[i], workspace_ + i * each_, steps(i), index, shares);
+  }
+
+  void advance() {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (finished(i)) continue;
+      args_[i].cursor += steps(i);
+      if (finished(i) && phases(i).finish != nullptr) phases(i).finish(args_[i], workspace_ + i * each_);
+    }
+  }
+
+  using Work = void (Call::*)(int64_t i, int index, int shares) const;
+  using Shares = int (Call::*)(int64_t i) const;
+  struct Phase {
+    const Call* call;
+    Work work;
+    Shares shares;
+  };
+
+  void in_parallel(Work work, Shares shares) const {
+    int64_t all = 0;
+    for (int64_t i = 0; i < count_; ++i) all += finished(i) ? 0 : (this->*shares)(i);
+    Phase phase{this, work, shares};
+    if (all > 0) parallel(all < threads_ ? (int)all : threads_, &Call::task, &phase);
+  }
+
+  // Thread `thread` of `threads` takes every so many of the shares of all recurrences.
+  static void task(void* context, int thread, int threads) {
+    const Phase& phase = *static_cast<const Phase*>(context);
+    int64_t before = 0;
+    for (int64_t i = 0; i < phase.call->count_; ++i) {
+      if (phase.call->finished(i)) continue;
+      const int shares = (phase.call->*phase.shares)(i);
+      for (int index = 0; index < shares; ++index) {
+        if ((before + index) % threads == thread) (phase.call->*phase.work)(i, index, shares);
+      }
+      before += shares;
+    }
+  }
+
+  Args* args_;
+  int64_t count_;
+  int threads_, most_shares_;
+  char* workspace_ = nullptr;
+  int64_t each_ = 0;
+};
+
+}  // namespace
+
+int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads) {
+  return Call<const hotloop_forward_args>(args, count, threads).workspace_each() * count;
+}
+
+int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads) {
+  return Call<const hotloop_backward_args>(args, count, threads).workspace_each() * count;
+}
+
+int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace) {
+  return Call<hotloop_forward_args>(args, count, threads).run(workspace);
+}
+
+int run(hotloop_backward_args* args, int64_t count, int threads, void* workspace) {
+  return Call<hotloop_backward_args>(args, count, threads).run(workspace);
+}
+
+}  // namespace hotloop

@@ -1,0 +1,15 @@
+// How the work of a call is cut into rounds and shares: the one cost model.
+#pragma once
+
+#include "dispatch.h"
+
+namespace hotloop {
+
+// Bytes of workspace for `count` recurrences, and the call itself: HOTLOOP_OK, or HOTLOOP_AGAIN after some 50 ms. Sizes
+// have been checked.
+int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads);
+int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads);
+int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace);
+int run(hotloop_backward_args* args, int64_t count, int threads, void* workspace);
+
+}  // namespace hotloop
