@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from cases import (
     assert_same_bits,
     forward_args,
     infer,
-    lay_out,
     reference,
     reference_gradients,
     run,
@@ -37,7 +35,6 @@ from cases import (
 import hotloop
 import hotloop._backend
 from hotloop import _contract, _numpy
-from hotloop.layers import Direction
 
 SMALL_WORK = 128 * 33 * 40 * 40  # steps x rows x units squared; more than that is for the long form
 
@@ -266,30 +263,6 @@ def test_inputs_stay_as_they_are(cell, variant):
     train(case, data)
     infer(case, data)
     assert_same_bits(data, kept)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_direction_with_packed_weights(cell, reverse, dtype, variant):
-    """Weights packed once: many calls of all shapes, and later changes of the arrays are not seen."""
-    first = Case(cell, dtype, 9, 6, 5, 20, reverse=reverse)
-    data = first.data()
-    weights = {name: data[name].copy() for name in PARAMETERS}
-    direction = Direction(cell, **weights, reverse=reverse)
-    if variant.backend == "native":
-        for array in weights.values():
-            array.fill(np.nan)
-    for case in [first, replace(first, seq_len=1, batch_size=1), replace(first, batch_size=0),
-                 replace(first, seq_len=128, layout="batch_first"), replace(first, layout="unbatched")]:  # fmt: skip
-        fresh = case.data() | {name: data[name] for name in PARAMETERS}
-        inputs = {n: lay_out(n, fresh[n], case.layout) for n in ("x", "h0", "c0") if n in fresh}
-        output, state = direction(**inputs, batch_first=case.layout == "batch_first")
-        want = infer(case, fresh)
-        got_state = state if cell == "lstm" else (state,)
-        assert np.array_equal(output, lay_out("grad_output", want["output"], case.layout))
-        for name, array in zip(("h_n", "c_n"), got_state, strict=False):
-            assert np.array_equal(array, lay_out("h0", want[name], case.layout)), name
 
 
 @pytest.mark.parametrize("cell", CELLS)

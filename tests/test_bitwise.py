@@ -16,22 +16,21 @@ from cases import (
     DTYPES,
     LAYOUTS,
     PARAMETER_GRADIENTS,
-    PARAMETERS,
     SEQUENCE_RESULTS,
     UPSTREAM,
     Case,
     assert_close,
     assert_same_bits,
+    forward_args,
     in_case,
     infer,
-    named,
     train,
     train_in_pieces,
 )
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hotloop.layers import Direction
+import hotloop._backend
 
 # Small ones, whose last vector and last tile are ragged, and one that is large enough to be split among threads.
 SHAPES = [(7, 5, 3, 1), (9, 13, 5, 17), (5, 9, 20, 40), (20, 33, 24, 72), (60, 2, 40, 100)]  # T, B, I, H
@@ -243,10 +242,12 @@ def test_inference_training_packed_and_repeated(case, isa):
     assert_same_bits(train(case, data), trained)
     forward = {name: trained[name] for name in in_case(("output", "h_n", "c_n"), case)}
     assert_same_bits(infer(case, data), forward)
-    direction = Direction(case.cell, *(data[name] for name in PARAMETERS), reverse=case.reverse)
-    states = [data[name] for name in case.states]
+    backend = hotloop._backend.active()
+    args = forward_args(case, data, training=False)
+    args.packed = backend.pack(args.weights)
     for threads in (1, 2):
-        assert_same_bits(named(case, *direction(data["x"], *states, threads=threads)), forward)
+        backend.forward((args,), threads)
+        assert_same_bits({name: getattr(args, name) for name in forward}, forward)
 
 
 @st.composite

@@ -12,7 +12,6 @@ from cases import CELLS, DTYPES, PARAMETERS, Case, arguments, functions, start_t
 import hotloop
 import hotloop._backend
 from hotloop import _contract
-from hotloop.layers import Direction
 
 CASE = Case("lstm", "float32", seq_len=5, batch_size=3, input_size=4, hidden_size=6)
 
@@ -349,26 +348,6 @@ def test_sequences_and_array_interfaces_are_taken(variant):
         got, _ = hotloop.gru(kind(x), kind(weight_ih), kind(weight_hh))
         assert type(got) is np.ndarray
         assert np.array_equal(got, want)
-
-
-@pytest.mark.usefixtures("no_backend")
-def test_direction_checks_too():
-    data = CASE.data()
-    with raises(ValueError, "weight_hh: expected shape (4*hidden_size, hidden_size) = (24, 6), got (24, 5)"):
-        Direction("lstm", data["weight_ih"], ones(24, 5))
-    with pytest.raises(KeyError, match="elman"):
-        Direction("elman", data["weight_ih"], data["weight_hh"])
-
-
-def test_direction_checks_calls(variant):
-    data = CASE.data()
-    direction = Direction("lstm", data["weight_ih"], data["weight_hh"])
-    with raises(ValueError, "x: expected input_size = 4 (columns of weight_ih), got 5"):
-        direction(ones(5, 3, 5))
-    with raises(ValueError, "threads: expected an integer >= 1, got 0"):
-        direction(data["x"], threads=0)
-    with raises(ValueError, "h0: expected shape (batch_size, hidden_size) = (3, 6), got (2, 6)"):
-        direction(data["x"], ones(2, 6))
 
 
 # Environment variables, in fresh interpreters

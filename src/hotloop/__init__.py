@@ -5,11 +5,16 @@ from importlib.metadata import version as _version
 from ._backend import Info, active, get_num_threads, info, set_num_threads
 from ._contract import Gradients, LSTMGradients
 from .functional import clip_grad_norm_, gru, gru_vjp, lstm, lstm_vjp, rnn, rnn_vjp
+from .layers import GRU, LSTM, RNN, LayerGradients
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "Gradients",
     "Info",
     "LSTMGradients",
+    "LayerGradients",
     "clip_grad_norm_",
     "get_num_threads",
     "gru",

@@ -6,7 +6,7 @@ pair of strides), states as contiguous [B, H].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +38,19 @@ GRU = Cell("gru", gates=3, of_h=3, saved=4, has_c=False)
 GRU_RESET_BEFORE = Cell("gru_reset_before", gates=3, of_h=2, saved=3, has_c=False)
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE)}
+
+
+def rnn_cell(nonlinearity: str) -> Cell:
+    cells = {"tanh": RNN_TANH, "relu": RNN_RELU}
+    if not isinstance(nonlinearity, str) or nonlinearity not in cells:
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    return cells[nonlinearity]
+
+
+def gru_cell(reset_after: bool) -> Cell:
+    if not isinstance(reset_after, (bool, np.bool_)):
+        raise TypeError(f"reset_after: expected True or False, got {reset_after!r}")
+    return GRU if reset_after else GRU_RESET_BEFORE
 
 
 @dataclass(frozen=True)
@@ -220,16 +233,19 @@ def check_threads(threads: Any, name: str = "threads") -> int:
     return min(int(threads), 1024)
 
 
-def _check_state(name: str, state: Any, weights: Weights, batch_size: int, unbatched: bool) -> Array | None:
+def check_state(
+    name: str, state: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], unbatched: bool
+) -> Array | None:
+    """A state as a contiguous array of `shape`, [..., B, H], `rule` in words; unbatched, the caller leaves B out."""
     if state is None:
         return None
-    array = as_array(name, state, weights.dtype)
-    hidden_size = weights.hidden_size
+    array = as_array(name, state, dtype)
     if unbatched:
-        _expect(name, array, "(hidden_size,)", (hidden_size,))
-        array = array[np.newaxis]
+        rule = "(hidden_size,)" if len(shape) == 2 else rule.replace("batch_size, ", "")
+        _expect(name, array, rule, (*shape[:-2], shape[-1]))
+        array = array[..., np.newaxis, :]
     else:
-        _expect(name, array, "(batch_size, hidden_size)", (batch_size, hidden_size))
+        _expect(name, array, rule, shape)
     return np.ascontiguousarray(array)
 
 
@@ -296,7 +312,86 @@ class Layout(NamedTuple):
         return f"(batch_size, seq_len, {features})" if self.batch_first else f"(seq_len, batch_size, {features})"
 
     def state(self, array: Array) -> Array:
-        return array[0] if self.unbatched else array
+        """[..., B, H] as the caller sees it."""
+        return array[..., 0, :] if self.unbatched else array
+
+
+STATE_RULE = "(batch_size, hidden_size)"
+
+
+def check_sequence(
+    x: Any, input_size: int, dtype: np.dtype[Any], *, batch_first: bool, lengths: Any, resets: Any
+) -> tuple[Array, Layout]:
+    """`x` as [T, B, I], and how the caller's sequences lie."""
+    if lengths is not None:
+        raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
+    if resets is not None:
+        raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
+    x = as_array("x", x, dtype)
+    layout = Layout(bool(batch_first), x.ndim == 2)
+    if x.ndim not in (2, 3):
+        dims = "(batch_size, seq_len, input_size)" if batch_first else "(seq_len, batch_size, input_size)"
+        raise ValueError(f"x: expected {dims} or (seq_len, input_size), got {x.ndim} dimensions {x.shape}")
+    x = layout.time_major(x)
+    if x.shape[2] != input_size:
+        raise ValueError(f"x: expected input_size = {input_size} (columns of weight_ih), got {x.shape[2]}")
+    if x.shape[0] < 1:
+        raise ValueError(f"x: expected seq_len >= 1, got {x.shape[0]}")
+    return _with_unit_feature_stride(x), layout
+
+
+def make_output(
+    out: Any,
+    layout: Layout,
+    shape: tuple[int, ...],
+    features: str,
+    dtype: np.dtype[Any],
+    inputs: Mapping[str, Array | None],
+) -> tuple[Array, Array]:
+    """The output as the caller sees it, `out` if that is given, and as backends can fill it, [T, B, *].
+
+    `shape` is that of the second, `features` its last size in words. Where the two do not share memory,
+    `finish_output` copies.
+    """
+    outer = layout.shape(*shape)
+    if out is None:
+        out = _memory.empty(outer, dtype)
+    else:
+        check_out(out, layout.rule(features), outer, dtype, inputs)
+    view = layout.time_major(out)
+    return out, view if _runs_in_place(view) else np.empty(shape, dtype)
+
+
+def make_forward(
+    weights: Weights,
+    x: Array,
+    h0: Array | None,
+    c0: Array | None,
+    output: Array,
+    h_n: Array,
+    c_n: Array | None,
+    *,
+    reverse: bool,
+    training: bool,
+    packed: Any = None,
+) -> Forward:
+    """A backend's arguments out of checked ones; allocates what backward will need."""
+    cell, dtype = weights.cell, weights.dtype
+    seq_len, batch_size, hidden_size = output.shape
+    saved = (seq_len, batch_size, cell.saved * hidden_size)
+    return Forward(
+        weights=weights,
+        packed=packed,
+        reverse=reverse,
+        x=x,
+        h0=h0,
+        c0=c0,
+        output=output,
+        h_n=h_n,
+        c_n=c_n,
+        gates=_memory.empty(saved, dtype) if training and cell.saved else None,
+        c=_memory.empty(output.shape, dtype) if training and cell.has_c else None,
+    )
 
 
 def check_forward(
@@ -313,122 +408,109 @@ def check_forward(
     packed: Any = None,
     out: Any = None,
 ) -> tuple[Forward, Array, Layout]:
-    """Check a call and allocate its results. Returns the backend's arguments, the output as the caller sees it
-    and the layout of the caller's sequences.
+    """Check a call of one recurrence and allocate its results. Returns the backend's arguments, the output as the
+    caller sees it and the layout of the caller's sequences.
     """  # fmt: skip
-    if lengths is not None:
-        raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
-    if resets is not None:
-        raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
-    x = as_array("x", x, weights.dtype)
-    layout = Layout(bool(batch_first), x.ndim == 2)
-    if x.ndim not in (2, 3):
-        dims = "(batch_size, seq_len, input_size)" if batch_first else "(seq_len, batch_size, input_size)"
-        raise ValueError(f"x: expected {dims} or (seq_len, input_size), got {x.ndim} dimensions {x.shape}")
-    x = layout.time_major(x)
-    seq_len, batch_size, input_size = x.shape
-    if input_size != weights.input_size:
-        raise ValueError(f"x: expected input_size = {weights.input_size} (columns of weight_ih), got {input_size}")
-    if seq_len < 1:
-        raise ValueError(f"x: expected seq_len >= 1, got {seq_len}")
-    cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
-    h0 = _check_state("h0", h0, weights, batch_size, layout.unbatched)
-    c0 = _check_state("c0", c0, weights, batch_size, layout.unbatched)
-    shape = layout.shape(seq_len, batch_size, hidden_size)
-    if out is None:
-        output = _memory.empty(shape, dtype)
-    else:
-        inputs = {"x": x, "h0": h0, "c0": c0} | {name: getattr(weights, name) for name in PARAMETERS}
-        output = check_out(out, layout.rule("hidden_size"), shape, dtype, inputs)
-    view = layout.time_major(output)
+    dtype, hidden_size = weights.dtype, weights.hidden_size
+    x, layout = check_sequence(
+        x, weights.input_size, dtype, batch_first=batch_first, lengths=lengths, resets=resets
+    )  # fmt: skip
+    seq_len, batch_size, _ = x.shape
     state = (batch_size, hidden_size)
-    steps = (seq_len, batch_size)
-    args = Forward(
-        weights=weights,
-        packed=packed,
-        reverse=bool(reverse),
-        x=_with_unit_feature_stride(x),
-        h0=h0,
-        c0=c0,
-        output=view if _runs_in_place(view) else np.empty(view.shape, dtype),
-        h_n=np.empty(state, dtype),
-        c_n=np.empty(state, dtype) if cell.has_c else None,
-        gates=_memory.empty((*steps, cell.saved * hidden_size), dtype) if training and cell.saved else None,
-        c=_memory.empty((*steps, hidden_size), dtype) if training and cell.has_c else None,
-    )
+    h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched)
+    c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched)
+    inputs = {"x": x, "h0": h0, "c0": c0} | {name: getattr(weights, name) for name in PARAMETERS}
+    output, view = make_output(out, layout, (seq_len, *state), "hidden_size", dtype, inputs)
+    c_n = np.empty(state, dtype) if weights.cell.has_c else None
+    args = make_forward(weights, x, h0, c0, view, np.empty(state, dtype), c_n, reverse=bool(reverse),
+                        training=training, packed=packed)  # fmt: skip
     return args, output, layout
 
 
-def finish_output(args: Forward, output: Array, layout: Layout) -> Array:
-    """`output`, filled where the backend could not write into it: an `out=` whose features do not lie side by side."""
+def finish_output(output: Array, filled: Array, layout: Layout) -> Array:
+    """`output`, where the backend could not write into it: an `out=` whose features do not lie side by side."""
     view = layout.time_major(output)
     if not _runs_in_place(view):
-        view[...] = args.output
+        view[...] = filled
     return output
 
 
-def check_wrt(wrt: Any) -> tuple[str, ...] | None:
+def check_wrt(wrt: Any, names: Sequence[str]) -> frozenset[str]:
+    """The gradients that are wanted, among `names`: all of them if `wrt` is None."""
     if wrt is None:
-        return None
+        return frozenset(names)
     try:
-        return (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
     except TypeError:
         raise TypeError(f"wrt: expected a name or an iterable of names, got {wrt!r}") from None
-
-
-def check_backward(
-    forward: Forward, layout: Layout, grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: tuple[str, ...] | None
-) -> tuple[Backward, Array | None]:
-    """Check upstream gradients and allocate the others. Returns the backend's arguments and grad_x as the caller
-    sees it.
-    """  # fmt: skip
-    weights = forward.weights
-    names = LSTMGradients._fields if weights.cell.has_c else Gradients._fields
-    wanted = names if wrt is None else wrt
     if unknown := [name for name in wanted if name not in names]:
-        raise ValueError(f"wrt: expected names among {names}, got {unknown}")
-    seq_len, batch_size, input_size = forward.x.shape
-    hidden_size, dtype = weights.hidden_size, weights.dtype
-    if grad_output is not None:
-        grad_output = as_array("grad_output", grad_output, dtype)
-        shape = layout.shape(seq_len, batch_size, hidden_size)
-        _expect("grad_output", grad_output, layout.rule("hidden_size"), shape)
-        grad_output = _with_unit_feature_stride(layout.time_major(grad_output))
-    grad_h_n = _check_state("grad_h_n", grad_h_n, weights, batch_size, layout.unbatched)
-    grad_c_n = _check_state("grad_c_n", grad_c_n, weights, batch_size, layout.unbatched)
-    grad_x = _memory.empty(layout.shape(seq_len, batch_size, input_size), dtype) if "x" in wanted else None
+        raise ValueError(f"wrt: expected names among {tuple(names)}, got {unknown}")
+    return frozenset(wanted)
 
-    def like(name: str, array: Array | None) -> Array | None:
+
+def check_grad_output(
+    grad_output: Any, layout: Layout, shape: tuple[int, ...], features: str, dtype: np.dtype[Any]
+) -> Array | None:
+    """The upstream gradient of the output, [T, B, *]: `shape`."""
+    if grad_output is None:
+        return None
+    array = as_array("grad_output", grad_output, dtype)
+    _expect("grad_output", array, layout.rule(features), layout.shape(*shape))
+    return _with_unit_feature_stride(layout.time_major(array))
+
+
+def make_backward(
+    forward: Forward,
+    grad_output: Array | None,
+    grad_h_n: Array | None,
+    grad_c_n: Array | None,
+    grad_x: Array | None,
+    grad_h0: Array,
+    grad_c0: Array | None,
+    wanted: Container[str],
+) -> Backward:
+    """A backend's arguments out of checked ones; allocates the gradients of those parameters that are wanted."""
+
+    def like(name: str) -> Array | None:
+        array = getattr(forward.weights, name)
         return np.empty_like(array) if array is not None and name in wanted else None
 
-    args = Backward(
+    return Backward(
         forward=forward,
         grad_output=grad_output,
         grad_h_n=grad_h_n,
         grad_c_n=grad_c_n,
-        grad_x=None if grad_x is None else layout.time_major(grad_x),
-        grad_weight_ih=like("weight_ih", weights.weight_ih),
-        grad_weight_hh=like("weight_hh", weights.weight_hh),
-        grad_bias_ih=like("bias_ih", weights.bias_ih),
-        grad_bias_hh=like("bias_hh", weights.bias_hh),
-        grad_h0=np.empty((batch_size, hidden_size), dtype),
-        grad_c0=np.empty((batch_size, hidden_size), dtype) if weights.cell.has_c else None,
+        grad_x=grad_x,
+        grad_weight_ih=like("weight_ih"),
+        grad_weight_hh=like("weight_hh"),
+        grad_bias_ih=like("bias_ih"),
+        grad_bias_hh=like("bias_hh"),
+        grad_h0=grad_h0,
+        grad_c0=grad_c0,
     )
-    return args, grad_x
 
 
-def gradients(args: Backward, grad_x: Array | None, layout: Layout, wrt: tuple[str, ...] | None) -> Any:
-    """The named tuple that vjp returns."""
-
-    def state(name: str, array: Array | None) -> Array | None:
-        return None if array is None or (wrt is not None and name not in wrt) else layout.state(array)
-
-    common = (
-        grad_x,
-        args.grad_weight_ih,
-        args.grad_weight_hh,
-        args.grad_bias_ih,
-        args.grad_bias_hh,
-        state("h0", args.grad_h0),
-    )
-    return LSTMGradients(*common, state("c0", args.grad_c0)) if args.forward.cell.has_c else Gradients(*common)
+def check_backward(
+    forward: Forward, layout: Layout, grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Any
+) -> tuple[Backward, Any]:
+    """Check upstream gradients of one recurrence and allocate the others. Returns the backend's arguments and the
+    named tuple that vjp returns once they are filled.
+    """  # fmt: skip
+    weights = forward.weights
+    kind = LSTMGradients if weights.cell.has_c else Gradients
+    wanted = check_wrt(wrt, kind._fields)
+    seq_len, batch_size, input_size = forward.x.shape
+    state, dtype = (batch_size, weights.hidden_size), weights.dtype
+    grad_output = check_grad_output(grad_output, layout, (seq_len, *state), "hidden_size", dtype)
+    grad_h_n = check_state("grad_h_n", grad_h_n, STATE_RULE, state, dtype, layout.unbatched)
+    grad_c_n = check_state("grad_c_n", grad_c_n, STATE_RULE, state, dtype, layout.unbatched)
+    grad_x = _memory.empty(layout.shape(seq_len, batch_size, input_size), dtype) if "x" in wanted else None
+    args = make_backward(
+        forward, grad_output, grad_h_n, grad_c_n, None if grad_x is None else layout.time_major(grad_x),
+        np.empty(state, dtype), np.empty(state, dtype) if weights.cell.has_c else None, wanted,
+    )  # fmt: skip
+    results = {name: getattr(args, f"grad_{name}") for name in kind._fields} | {"x": grad_x}
+    for name in ("h0", "c0"):
+        if name in results:
+            results[name] = layout.state(results[name]) if name in wanted else None
+    return args, kind(**results)

@@ -12,11 +12,7 @@ import numpy as np
 
 from . import _backend
 from ._contract import (
-    GRU,
-    GRU_RESET_BEFORE,
     LSTM,
-    RNN_RELU,
-    RNN_TANH,
     Array,
     Cell,
     Forward,
@@ -26,9 +22,9 @@ from ._contract import (
     check_backward,
     check_forward,
     check_weights,
-    check_wrt,
     finish_output,
-    gradients,
+    gru_cell,
+    rnn_cell,
 )
 
 
@@ -60,7 +56,7 @@ def _run(
         out=out,
     )
     _backend.active().forward((args,), _backend.threads_of(threads))
-    return args, finish_output(args, output, layout), layout
+    return args, finish_output(output, args.output, layout), layout
 
 
 def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> Callable[..., Any]:
@@ -69,10 +65,9 @@ def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> C
     backend, threads = _backend.active(), _backend.threads_of(threads)
 
     def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> Any:
-        wanted = check_wrt(wrt)
-        back, grad_x = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wanted)
+        back, results = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wrt)
         backend.backward((back,), threads)
-        return gradients(back, grad_x, layout, wanted)
+        return results
 
     if args.cell.has_c:
 
@@ -89,19 +84,6 @@ def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> C
         return result
 
     return vjp_without_c
-
-
-def _rnn_cell(nonlinearity: str) -> Cell:
-    cells = {"tanh": RNN_TANH, "relu": RNN_RELU}
-    if not isinstance(nonlinearity, str) or nonlinearity not in cells:
-        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    return cells[nonlinearity]
-
-
-def _gru_cell(reset_after: bool) -> Cell:
-    if not isinstance(reset_after, (bool, np.bool_)):
-        raise TypeError(f"reset_after: expected True or False, got {reset_after!r}")
-    return GRU if reset_after else GRU_RESET_BEFORE
 
 
 def lstm(
@@ -310,7 +292,7 @@ def gru(
     ((100, 8, 32), (8, 32))
     """
     args, output, layout = _run(
-        _gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
+        gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
     )  # fmt: skip
     return output, layout.state(args.h_n)
@@ -354,7 +336,7 @@ def gru_vjp(
     (96, 32)
     """
     args, output, layout = _run(
-        _gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
+        gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
     )  # fmt: skip
     return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)
@@ -421,7 +403,7 @@ def rnn(
     ((100, 32), (32,))
     """
     args, output, layout = _run(
-        _rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
+        rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
     )  # fmt: skip
     return output, layout.state(args.h_n)
@@ -464,7 +446,7 @@ def rnn_vjp(
     (100, 40)
     """
     args, output, layout = _run(
-        _rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
+        rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
     )  # fmt: skip
     return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)

@@ -1,51 +1,808 @@
-"""Objects that hold packed weights."""
+"""RNN, LSTM and GRU layers: several layers, both directions, dropout between layers, weights packed once.
+
+Names, defaults, shapes and parameter names are those of torch.nn.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from . import _backend
-from ._contract import CELLS, Array, check_forward, check_weights
+import numpy as np
+import numpy.typing as npt
+
+from . import _backend, _memory
+from ._contract import (
+    CELLS,
+    DTYPES,
+    PARAMETERS,
+    Array,
+    Backend,
+    Cell,
+    Forward,
+    Layout,
+    Weights,
+    as_array,
+    check_grad_output,
+    check_sequence,
+    check_state,
+    check_weights,
+    check_wrt,
+    finish_output,
+    gru_cell,
+    make_backward,
+    make_forward,
+    make_output,
+    rnn_cell,
+)
+from ._dropout import drop
+
+Self = TypeVar("Self", bound="_Layers")
+
+_NAME = re.compile(r"(?P<name>(weight|bias)_(ih|hh))_l(?P<layer>\d+)(?P<reverse>_reverse)?")
+_STATE_RULE = "(num_layers*num_directions, batch_size, hidden_size)"
 
 
-class Direction:
-    """One direction of one layer, for inference: weights are checked and packed once, calls only compute.
+class LayerGradients(NamedTuple):
+    """Gradients of a call of a layer; None where they are not in `wrt`."""
 
-    The small internal object of which the layers will be made. Weights are copied where the backend packs them; a
-    later change of the arrays passed in is not seen.
-    """
+    x: Array | None
+    state: Any  # of h0, or (h0, c0) for an LSTM
+    parameters: dict[str, Array]  # by the names of state_dict()
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+    return int(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def _dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        result: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
+    if result not in DTYPES:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return result
+
+
+def _probability(value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"dropout: expected a number from 0 to 1, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"dropout: expected a number from 0 to 1, got {value}")
+    return float(value)
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"rng: expected a seed or a numpy.random.Generator, got {rng!r}") from error
+
+
+def _frozen(array: Array) -> Array:
+    """A copy that nobody can write to, not even through a view's flags."""
+    copy = np.array(array, order="C")
+    copy.flags.writeable = False
+    return copy
+
+
+def _described(state: Any) -> str:
+    if isinstance(state, (tuple, list)):
+        return f"a {type(state).__name__} of {len(state)}"
+    return f"{type(state).__name__}" + (f" of shape {state.shape}" if hasattr(state, "shape") else "")
+
+
+def _like(sequence: Array) -> Array:
+    return _memory.empty(sequence.shape, sequence.dtype)
+
+
+class _Stack(NamedTuple):
+    """A finished forward of all layers, with what its backward needs."""
+
+    layout: Layout
+    recurrences: list[list[Forward]]  # by layer and direction; with dropout, x of the upper layers is made again
+    outputs: list[Array]  # [T, B, D*H] of every layer
+    seed: int | None
+
+
+class _Prepared:
+    """The weights by layer and direction, and what a backend packed of them for inference."""
+
+    def __init__(self, weights: list[list[Weights]]) -> None:
+        self.weights = weights
+        self._packed: tuple[Backend | None, list[list[Any]]] = None, []
+
+    def packed(self, backend: Backend) -> list[list[Any]]:
+        packed_by, packed = self._packed
+        if packed_by is not backend:
+            packed = [[backend.pack(weights) for weights in layer] for layer in self.weights]
+            self._packed = backend, packed
+        return packed
+
+
+class _Layers:
+    """What RNN, LSTM and GRU share."""
+
+    _gates: ClassVar[int]
 
     def __init__(
         self,
-        cell: str,
-        weight_ih: Any,
-        weight_hh: Any,
-        bias_ih: Any = None,
-        bias_hh: Any = None,
-        *,
-        reverse: bool = False,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        dtype: npt.DTypeLike,
+        rng: Any,
     ) -> None:
-        self._weights = check_weights(CELLS[cell], weight_ih, weight_hh, bias_ih, bias_hh)
-        self._backend = _backend.active()
-        self._packed = self._backend.pack(self._weights)
-        self._reverse = reverse
+        sizes = _count("input_size", input_size), _count("hidden_size", hidden_size), _count("num_layers", num_layers)
+        self._cell = cell
+        self._input_size, self._hidden_size, self._num_layers = sizes
+        self._bias = _flag("bias", bias)
+        self._batch_first = _flag("batch_first", batch_first)
+        self._dropout = _probability(dropout)
+        self._bidirectional = _flag("bidirectional", bidirectional)
+        self._dtype = _dtype(dtype)
+        self._rng = _generator(rng)
+        if self._dropout and self._num_layers == 1:
+            warnings.warn(
+                f"dropout: drops between layers, so with num_layers=1 dropout={self._dropout} does nothing",
+                UserWarning,
+                stacklevel=3,
+            )
+        bound = self._hidden_size**-0.5
+        self._parameters: dict[str, Array] = {
+            name: _frozen(self._rng.uniform(-bound, bound, shape).astype(self._dtype))
+            for name, shape in self._shapes().items()
+        }
+        self._prepare()
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by name, in torch's order."""
+        rows = self._cell.gates * self._hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(self._num_layers):
+            columns = self._input_size if layer == 0 else self._hidden_size * self._directions
+            for suffix in self._suffixes(layer):
+                shapes[f"weight_ih{suffix}"] = rows, columns
+                shapes[f"weight_hh{suffix}"] = rows, self._hidden_size
+                if self._bias:
+                    shapes[f"bias_ih{suffix}"] = (rows,)
+                    shapes[f"bias_hh{suffix}"] = (rows,)
+        return shapes
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
+
+    def _prepare(self) -> None:
+        # One assignment: a call under way in another thread has all of the old parameters or all of the new.
+        self._prepared = _Prepared(
+            [
+                [
+                    check_weights(self._cell, *(self._parameters.get(f"{name}{suffix}") for name in PARAMETERS))
+                    for suffix in self._suffixes(layer)
+                ]
+                for layer in range(self._num_layers)
+            ]
+        )
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self._bidirectional else 1
+
+    input_size = property(operator.attrgetter("_input_size"), doc="Features of `x`.")
+    hidden_size = property(operator.attrgetter("_hidden_size"), doc="Features of h, in each direction.")
+    num_layers = property(operator.attrgetter("_num_layers"), doc="Layers, each on the output of the one before.")
+    bias = property(operator.attrgetter("_bias"), doc="Whether there are biases.")
+    batch_first = property(operator.attrgetter("_batch_first"), doc="Whether sequences are (batch_size, seq_len, *).")
+    dropout = property(operator.attrgetter("_dropout"), doc="The probability to drop an element between layers.")
+    bidirectional = property(operator.attrgetter("_bidirectional"), doc="Whether there is a reverse direction.")
+    dtype = property(operator.attrgetter("_dtype"), doc="float32 or float64.")
+
+    def __repr__(self) -> str:
+        parts = [str(self._input_size), str(self._hidden_size)]
+        defaults = {
+            "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
+            "bidirectional": False, "reset_after": True,
+        }  # fmt: skip
+        options = {name: getattr(self, name) for name in defaults if hasattr(self, name)}
+        parts += [f"{name}={value!r}" for name, value in options.items() if defaults.get(name) != value]
+        return f"{type(self).__name__}({', '.join(parts)}, dtype={self._dtype})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what was packed for this machine."""
+        return vars(self) | {"_prepared": None, "_cell": self._cell.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_cell": CELLS[state["_cell"]]})
+        self._parameters = {name: _frozen(array) for name, array in self._parameters.items()}
+        self._prepare()
+
+    @classmethod
+    def _from_state_dict(cls: type[Self], mapping: Mapping[str, Any], prefix: str, **options: Any) -> Self:
+        """The layer whose shape the mapping's names and arrays tell."""
+        names = [name.removeprefix(prefix) for name in mapping if name.startswith(prefix)]
+        if not names:
+            raise ValueError(f"mapping: expected names that start with {prefix!r}, got {sorted(mapping)}")
+        matches = {name: _NAME.fullmatch(name) for name in names}
+        if unknown := [prefix + name for name, match in matches.items() if match is None]:
+            raise ValueError(f"mapping: expected names as {prefix}weight_ih_l0, got {unknown}")
+        found = [match for match in matches.values() if match is not None]
+        first = f"{prefix}weight_ih_l0"
+        if first not in mapping:
+            raise ValueError(f"mapping: expected {first}, got {[prefix + name for name in names]}")
+        weight = as_array(first, mapping[first])
+        if weight.ndim != 2:
+            raise ValueError(f"{first}: expected 2 dimensions, got shape {weight.shape}")
+        layer = cls(
+            input_size=weight.shape[1],
+            hidden_size=weight.shape[0] // cls._gates,
+            num_layers=1 + max(int(match["layer"]) for match in found),
+            bias=any(match["name"].startswith("bias") for match in found),
+            bidirectional=any(match["reverse"] for match in found),
+            dtype=weight.dtype,
+            rng=0,
+            **options,
+        )
+        layer.load_state_dict({name: mapping[prefix + name] for name in names})
+        return layer
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the parameters by torch's names.
+
+        Returns
+        -------
+        dict of str to array
+            weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, weight_ih_l0_reverse, ..., weight_ih_l1, ..., as
+            read-only views. `update` and `load_state_dict` replace the arrays, so these keep the values they have.
+        """
+        return {name: array.view() for name, array in self._parameters.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Replace all parameters.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array
+            As from `state_dict()`, of this layer or of torch's; float32 and float64 are cast to the layer's dtype.
+
+        Raises
+        ------
+        ValueError
+            A name is missing or unknown, or a shape does not fit. Then nothing is replaced.
+        TypeError
+            An array of another dtype.
+        """
+        if missing := [name for name in self._parameters if name not in mapping]:
+            raise ValueError(f"mapping: expected every parameter of {self}, missing {missing}")
+        self.update(mapping)
+
+    def update(self, mapping: Mapping[str, Any]) -> None:
+        """Replace some parameters, as after an optimizer's step; the others stay.
+
+        Weights are packed anew at the next inference call. A `vjp` made before still differentiates at the parameters
+        it was made with.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array
+            New values by the names of `state_dict()`. They are copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `load_state_dict`, but none need be there.
+        """
+        if unknown := [name for name in mapping if name not in self._parameters]:
+            raise ValueError(f"mapping: expected names among {list(self._parameters)}, got {unknown}")
+        replaced = {}
+        for name, value in mapping.items():
+            array = as_array(name, value)
+            if array.shape != self._parameters[name].shape:
+                raise ValueError(f"{name}: expected shape {self._parameters[name].shape}, got {array.shape}")
+            replaced[name] = _frozen(array.astype(self._dtype, copy=False))
+        self._parameters = {name: replaced.get(name, array) for name, array in self._parameters.items()}
+        self._prepare()
+
+    def _states(self, state: Any, batch_size: int, unbatched: bool) -> tuple[Array | None, Array | None]:
+        """h0 and c0, checked, [layers*directions, B, H]."""
+        h0, c0 = state, None
+        if self._cell.has_c and state is not None:
+            if not isinstance(state, (tuple, list)) or len(state) != 2:
+                raise TypeError(f"state: expected (h0, c0), got {_described(state)}")
+            h0, c0 = state
+        elif isinstance(state, tuple):
+            raise TypeError(f"state: expected h0, an array, got {_described(state)}")
+        shape = (self._num_layers * self._directions, batch_size, self._hidden_size)
+        return (
+            check_state("h0", h0, _STATE_RULE, shape, self._dtype, unbatched),
+            check_state("c0", c0, _STATE_RULE, shape, self._dtype, unbatched),
+        )
+
+    def _run(
+        self, x: Any, state: Any, lengths: Any, resets: Any, threads: Any, *, out: Any, training: bool, seed: int | None
+    ) -> tuple[Array, Any, _Stack]:
+        x, layout = check_sequence(
+            x, self._input_size, self._dtype, batch_first=self._batch_first, lengths=lengths, resets=resets
+        )
+        seq_len, batch_size, _ = x.shape
+        h0, c0 = self._states(state, batch_size, layout.unbatched)
+        shape = (seq_len, batch_size, self._directions * self._hidden_size)
+        features = "2*hidden_size" if self._bidirectional else "hidden_size"
+        inputs = {"x": x, "h0": h0, "c0": c0} | self._parameters
+        output, last = make_output(out, layout, shape, features, self._dtype, inputs)
+        states = (self._num_layers * self._directions, batch_size, self._hidden_size)
+        h_n = np.empty(states, self._dtype)
+        c_n = np.empty(states, self._dtype) if self._cell.has_c else None
+        backend, count = _backend.active(), _backend.threads_of(threads)
+        prepared = self._prepared
+        packed = None if training else prepared.packed(backend)
+        stack = _Stack(layout, [], [], seed)
+        for layer, weights in enumerate(prepared.weights):
+            top = layer == self._num_layers - 1
+            sequence = last if top else _memory.empty(shape, self._dtype)
+            recurrences = []
+            for direction, halves in enumerate(weights):
+                index, column = layer * self._directions + direction, direction * self._hidden_size
+                recurrences.append(
+                    make_forward(
+                        halves, x, None if h0 is None else h0[index], None if c0 is None else c0[index],
+                        sequence[:, :, column : column + self._hidden_size], h_n[index],
+                        None if c_n is None else c_n[index], reverse=direction == 1, training=training,
+                        packed=None if packed is None else packed[layer][direction],
+                    )
+                )  # fmt: skip
+            backend.forward(recurrences, count)
+            x = sequence if top or seed is None else drop(self._dropout, seed, layer, sequence, _like(sequence))
+            if training:
+                if layer and seed is not None:  # it can be made again, and is as large as the output it is made of
+                    recurrences = [replace(args, x=stack.outputs[-1]) for args in recurrences]
+                stack.recurrences.append(recurrences)
+                stack.outputs.append(sequence)
+        finish_output(output, last, layout)
+        h_n = layout.state(h_n)
+        return output, h_n if c_n is None else (h_n, layout.state(c_n)), stack
 
     def __call__(
-        self, x: Any, h0: Any = None, c0: Any = None, *, batch_first: bool = False, threads: int | None = None
+        self,
+        x: Any,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        threads: int | None = None,
+        out: Any = None,
     ) -> tuple[Array, Any]:
-        """Return output and the last state: h_n, or (h_n, c_n) for an LSTM."""
-        args, output, layout = check_forward(
-            self._weights,
-            x,
-            h0,
-            c0,
-            batch_first=batch_first,
-            reverse=self._reverse,
-            lengths=None,
-            resets=None,
-            training=False,
-            packed=self._packed,
+        """Run all layers over whole sequences, for inference: nothing is dropped, weights are packed once.
+
+        Parameters
+        ----------
+        x : array (seq_len, batch_size, input_size)
+            (batch_size, seq_len, input_size) with `batch_first`, (seq_len, input_size) for one unbatched sequence.
+        state : array or (array, array), optional
+            h0, for an LSTM (h0, c0), each (num_layers*num_directions, batch_size, hidden_size), zero by default;
+            without batch_size if `x` is unbatched. Layers are outermost, forward before reverse.
+        lengths, resets
+            Not implemented yet.
+        threads : int, optional
+            At most this many threads. The directions of a layer run side by side. The result does not depend on it.
+        out : array, optional
+            Where `output` is written, as in `hotloop.lstm`.
+
+        Returns
+        -------
+        output : array (seq_len, batch_size, num_directions*hidden_size)
+            h of the last layer at every step, both directions side by side, in the layout of `x`.
+        state : array or (array, array)
+            h_n, for an LSTM (h_n, c_n), in the shape of `state`.
+
+        Raises
+        ------
+        TypeError, ValueError, NotImplementedError
+            As `hotloop.lstm`.
+        """
+        output, state, _ = self._run(x, state, lengths, resets, threads, out=out, training=False, seed=None)
+        return output, state
+
+    def vjp(
+        self,
+        x: Any,
+        state: Any = None,
+        *,
+        seed: int | None = None,
+        lengths: Any = None,
+        resets: Any = None,
+        threads: int | None = None,
+    ) -> tuple[tuple[Array, Any], Callable[..., LayerGradients]]:
+        """Run all layers for training, and return what backpropagation through time needs.
+
+        Parameters
+        ----------
+        x, state, lengths, resets, threads
+            As in a call.
+        seed : int, optional
+            Decides which elements are dropped between layers: the same seed drops the same, whatever the layout and the
+            number of threads. By default a new one is drawn from the layer's `rng`. Masks are made again in the
+            backward pass, not kept.
+
+        Returns
+        -------
+        (output, state)
+            As from a call; `output` is read-only, because `vjp` reads it.
+        vjp : callable
+            ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LayerGradients``: a named tuple of the
+            gradients of x, of state (h0, or (h0, c0)), and of the parameters, a dict by the names of `state_dict()`.
+            Upstream gradients have the shapes of the results; absent ones count as zero. `wrt`, an iterable of "x",
+            "state" and names of parameters, skips what it does not name. It may be called any number of times.
+
+        Raises
+        ------
+        TypeError, ValueError, NotImplementedError
+            As a call.
+        """
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
+            raise TypeError(f"seed: expected an integer >= 0, got {seed!r}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed: expected an integer >= 0, got {seed}")
+        if not self._dropout or self._num_layers == 1:
+            seed = None
+        elif seed is None:
+            seed = int(self._rng.integers(2**63))
+        output, state, stack = self._run(
+            x, state, lengths, resets, threads, out=None, training=True, seed=None if seed is None else int(seed)
         )
-        self._backend.forward((args,), _backend.threads_of(threads))
-        h_n = layout.state(args.h_n)
-        return output, h_n if args.c_n is None else (h_n, layout.state(args.c_n))
+        output.flags.writeable = False
+        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._parameters)
+
+        def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> LayerGradients:
+            wanted = check_wrt(wrt, ("x", "state", *names))
+            return self._backward(stack, backend, count, names, grad_output, grad_h_n, grad_c_n, wanted)
+
+        if self._cell.has_c:
+
+            def vjp(
+                grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
+            ) -> LayerGradients:
+                return run(grad_output, grad_h_n, grad_c_n, wrt)
+
+            return (output, state), vjp
+
+        def vjp_without_c(
+            grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None
+        ) -> LayerGradients:
+            return run(grad_output, grad_h_n, None, wrt)
+
+        return (output, state), vjp_without_c
+
+    def _backward(
+        self,
+        stack: _Stack,
+        backend: Backend,
+        threads: int,
+        names: tuple[str, ...],
+        grad_output: Any,
+        grad_h_n: Any,
+        grad_c_n: Any,
+        wanted: frozenset[str],
+    ) -> LayerGradients:
+        layout, dtype = stack.layout, self._dtype
+        seq_len, batch_size, width = stack.outputs[-1].shape
+        shape = (self._num_layers * self._directions, batch_size, self._hidden_size)
+        features = "2*hidden_size" if self._bidirectional else "hidden_size"
+        grad = check_grad_output(grad_output, layout, (seq_len, batch_size, width), features, dtype)
+        grad_h_n = check_state("grad_h_n", grad_h_n, _STATE_RULE, shape, dtype, layout.unbatched)
+        grad_c_n = check_state("grad_c_n", grad_c_n, _STATE_RULE, shape, dtype, layout.unbatched)
+        grad_h0 = np.empty(shape, dtype)
+        grad_c0 = np.empty(shape, dtype) if self._cell.has_c else None
+        parameters: dict[str, Array] = {}
+        grad_x = None
+        # Below the lowest layer of which something is wanted there is nothing to do.
+        lowest = 0 if wanted & {"x", "state"} else self._num_layers
+        for layer in reversed(range(self._num_layers)):
+            if any(f"{name}{suffix}" in wanted for suffix in self._suffixes(layer) for name in PARAMETERS):
+                lowest = min(lowest, layer)
+        for layer in range(self._num_layers - 1, lowest - 1, -1):
+            x = stack.recurrences[layer][0].x
+            if layer and stack.seed is not None:
+                x = drop(self._dropout, stack.seed, layer - 1, x, _like(x))
+            calls, grads_x = [], []
+            for direction, suffix in enumerate(self._suffixes(layer)):
+                index, column = layer * self._directions + direction, direction * self._hidden_size
+                if layer > lowest:
+                    grads_x.append(_memory.empty(x.shape, dtype))
+                elif "x" in wanted:
+                    grads_x.append(_memory.empty(layout.shape(*x.shape), dtype))
+                calls.append(
+                    make_backward(
+                        replace(stack.recurrences[layer][direction], x=x),
+                        None if grad is None else grad[:, :, column : column + self._hidden_size],
+                        None if grad_h_n is None else grad_h_n[index],
+                        None if grad_c_n is None else grad_c_n[index],
+                        None if not grads_x else grads_x[-1] if layer > lowest else layout.time_major(grads_x[-1]),
+                        grad_h0[index],
+                        None if grad_c0 is None else grad_c0[index],
+                        [name for name in PARAMETERS if f"{name}{suffix}" in wanted],
+                    )
+                )
+            backend.backward(calls, threads)
+            for suffix, call in zip(self._suffixes(layer), calls, strict=True):
+                for name in PARAMETERS:
+                    if f"{name}{suffix}" in wanted:
+                        parameters[f"{name}{suffix}"] = getattr(call, f"grad_{name}")
+            if len(grads_x) == 2:  # computed apart and added, as the contract has it
+                np.add(grads_x[0], grads_x[1], out=grads_x[0])
+            grad = grad_x = grads_x[0] if grads_x else None
+            if layer > lowest and stack.seed is not None and grad is not None:
+                drop(self._dropout, stack.seed, layer - 1, grad, grad)
+        state: Any = None
+        if "state" in wanted:
+            state = layout.state(grad_h0)
+            if grad_c0 is not None:
+                state = state, layout.state(grad_c0)
+        return LayerGradients(
+            grad_x if "x" in wanted else None,
+            state,
+            {name: parameters[name] for name in names if name in wanted},
+        )
+
+
+class RNN(_Layers):
+    """Vanilla RNN layers: torch.nn.RNN's arguments, shapes and parameters. The equation is that of `hotloop.rnn`.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Features of x and of h.
+    num_layers : int
+        Each layer runs on the output of the one before.
+    nonlinearity : {"tanh", "relu"}
+    bias : bool
+        Whether there are bias_ih and bias_hh.
+    batch_first : bool
+        Whether sequences are (batch_size, seq_len, features) and not (seq_len, batch_size, features).
+    dropout : float
+        The probability to drop an element of the output of every layer but the last, in `vjp` only.
+    bidirectional : bool
+        Whether each layer has a second direction, from the last step to the first.
+    dtype : float32 or float64
+        Of the parameters and of every array of a call.
+    rng : int or numpy.random.Generator, optional
+        Draws the parameters, uniform in +-1/sqrt(hidden_size), and the seeds of dropout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of a wrong type, or out of its range.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> layer = hotloop.RNN(40, 32, num_layers=2, nonlinearity="relu", rng=0)
+    >>> output, h_n = layer(np.ones((100, 8, 40), np.float32))
+    >>> output.shape, h_n.shape
+    ((100, 8, 32), (2, 8, 32))
+    """
+
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        cell = rnn_cell(nonlinearity)
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        )
+
+    @property
+    def nonlinearity(self) -> str:
+        """What h is made with: "tanh" or "relu"."""
+        return self._cell.name.removeprefix("rnn_")
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        mapping: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        nonlinearity: str = "tanh",
+        batch_first: bool = False,
+        dropout: float = 0.0,
+    ) -> RNN:
+        """Make the layers that `mapping`, a state_dict of this class or of torch.nn.RNN, holds.
+
+        As `LSTM.from_state_dict`; the nonlinearity is not in it.
+
+        Examples
+        --------
+        >>> import hotloop
+        >>> hotloop.RNN.from_state_dict(hotloop.RNN(40, 32, num_layers=2).state_dict())
+        RNN(40, 32, num_layers=2, dtype=float32)
+        """
+        return cls._from_state_dict(
+            mapping, prefix, nonlinearity=nonlinearity, batch_first=batch_first, dropout=dropout
+        )
+
+
+class LSTM(_Layers):
+    """LSTM layers: torch.nn.LSTM's arguments, shapes and parameters. The equations are those of `hotloop.lstm`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        As in `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of a wrong type, or out of its range.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> layer = hotloop.LSTM(40, 32, num_layers=2, dropout=0.2, bidirectional=True, rng=0)
+    >>> layer
+    LSTM(40, 32, num_layers=2, dropout=0.2, bidirectional=True, dtype=float32)
+    >>> x = np.ones((100, 8, 40), np.float32)
+    >>> output, (h_n, c_n) = layer(x)
+    >>> output.shape, h_n.shape
+    ((100, 8, 64), (4, 8, 32))
+    >>> (output, state), vjp = layer.vjp(x, seed=1)
+    >>> grads = vjp(grad_output=np.ones_like(output))
+    >>> grads.parameters["weight_hh_l1_reverse"].shape
+    (128, 32)
+    >>> layer.update({name: p - 0.1 * grads.parameters[name] for name, p in layer.state_dict().items()})
+    """
+
+    _gates = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        cell = CELLS["lstm"]
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        )
+
+    @classmethod
+    def from_state_dict(
+        cls, mapping: Mapping[str, Any], prefix: str = "", *, batch_first: bool = False, dropout: float = 0.0
+    ) -> LSTM:
+        """Make the layers that `mapping`, a state_dict of this class or of torch.nn.LSTM, holds.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array
+            Sizes, the number of layers, directions, biases and the dtype are taken from its names and arrays.
+        prefix : str
+            Only names that start with it are looked at, without it: "encoder." for encoder.weight_ih_l0.
+        batch_first, dropout
+            As in the constructor; they are not in a state_dict.
+
+        Raises
+        ------
+        ValueError
+            A name or a shape that does not belong to such layers, or one that is missing.
+        TypeError
+            Arrays that are not float32 or float64.
+
+        Examples
+        --------
+        >>> import hotloop
+        >>> parameters = hotloop.LSTM(40, 32, bidirectional=True).state_dict()
+        >>> model = {f"encoder.{name}": array for name, array in parameters.items()} | {"scale": 1.0}
+        >>> hotloop.LSTM.from_state_dict(model, "encoder.")
+        LSTM(40, 32, bidirectional=True, dtype=float32)
+        """
+        return cls._from_state_dict(mapping, prefix, batch_first=batch_first, dropout=dropout)
+
+
+class GRU(_Layers):
+    """GRU layers: torch.nn.GRU's arguments, shapes and parameters. The equations are those of `hotloop.gru`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        As in `RNN`.
+    reset_after : bool
+        As in `hotloop.gru`: True is torch's form.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of a wrong type, or out of its range.
+
+    Examples
+    --------
+    >>> import numpy as np, hotloop
+    >>> layer = hotloop.GRU(40, 32, batch_first=True, dtype=np.float64, rng=0)
+    >>> output, h_n = layer(np.ones((8, 100, 40)))
+    >>> output.shape, h_n.shape
+    ((8, 100, 32), (1, 8, 32))
+    """
+
+    _gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        cell = gru_cell(reset_after)
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        )
+
+    @property
+    def reset_after(self) -> bool:
+        """Whether r multiplies the product (torch) or h before it."""
+        return self._cell.name == "gru"
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        mapping: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        reset_after: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+    ) -> GRU:
+        """Make the layers that `mapping`, a state_dict of this class or of torch.nn.GRU, holds.
+
+        As `LSTM.from_state_dict`; the form of the reset is not in it.
+
+        Examples
+        --------
+        >>> import hotloop
+        >>> hotloop.GRU.from_state_dict(hotloop.GRU(40, 32).state_dict(), batch_first=True)
+        GRU(40, 32, batch_first=True, dtype=float32)
+        """
+        return cls._from_state_dict(mapping, prefix, reset_after=reset_after, batch_first=batch_first, dropout=dropout)

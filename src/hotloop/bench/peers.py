@@ -20,7 +20,7 @@ import numpy as np
 from .. import _cells, functional
 from .._backend import info
 from .._contract import Array
-from ..layers import Direction
+from ..layers import GRU, LSTM, RNN
 from .check import WEIGHT_NAMES, Inputs, run_functional
 from .problems import Problem
 
@@ -66,11 +66,13 @@ class Hotloop:
         """Pack the weights for inference; for training there is nothing to prepare."""
         threads = self._threads
         if problem.mode == "inference":
-            direction = Direction(problem.cell_key, *inputs.weights)
+            kinds: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+            named = zip(WEIGHT_NAMES, inputs.weights, strict=True)
+            layer = kinds[problem.cell].from_state_dict({f"{name}_l0": array for name, array in named})
             x = inputs.x
             return Prepared(
-                run=lambda: direction(x, threads=threads),
-                answer=lambda _: {"output": direction(x, threads=threads)[0]},
+                run=lambda: layer(x, threads=threads),
+                answer=lambda _: {"output": layer(x, threads=threads)[0]},
             )
         function = getattr(functional, f"{problem.cell}_vjp")
         x, weights, grad_output = inputs.x, inputs.weights, inputs.grad_output
