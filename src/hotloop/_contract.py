@@ -6,6 +6,7 @@ pair of strides), states as contiguous [B, H].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,8 @@ from . import _memory
 Array = npt.NDArray[Any]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+_MOST_BYTES = 1 << 55  # of an array, and between its first and its last byte; processes address less
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,47 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
                             f"pass {name}.detach()")  # fmt: skip
         try:
             value = np.asarray(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from error
-    if value.dtype != dtype:
-        if dtype is None:
-            if value.dtype not in DTYPES:
-                raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
-        else:
-            raise TypeError(f"{name}: expected {dtype} (the dtype of weight_ih), got {value.dtype}")
-    array: Array = value if value.flags.aligned else value.copy()
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise TypeError(_why_no_array(name, value, dtype, error)) from error
+    if value.dtype != dtype and (dtype is not None or value.dtype not in DTYPES):
+        raise TypeError(f"{name}: expected {_dtype_rule(dtype)}, got {value.dtype}")
+    flags = value.flags
+    if not flags.c_contiguous:
+        _check_extent(name, value)
+    array: Array = value if flags.aligned else value.copy()
     return array
+
+
+def _dtype_rule(dtype: np.dtype[Any] | None) -> str:
+    return "float32 or float64" if dtype is None else f"{dtype} (the dtype of weight_ih)"
+
+
+def _why_no_array(name: str, value: Any, dtype: np.dtype[Any] | None, error: Exception) -> str:
+    """What is wrong with a value that np.asarray does not take."""
+    kind = type(value).__name__
+    device = getattr(value, "device", "cpu")
+    if (where := getattr(device, "type", str(device))) != "cpu":
+        return f"{name}: expected an array in the processor's memory, got a {kind} on device {where}; pass {name}.cpu()"
+    elements = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    if elements and elements not in map(str, DTYPES):
+        return f"{name}: expected {_dtype_rule(dtype)}, got {elements}"
+    return f"{name}: expected an array, got {kind}: {error}"
+
+
+def _check_extent(name: str, array: Array) -> None:
+    """Addresses, and the size of a copy, can be computed: strides made by hand or by a broadcast may be anything."""
+    if array.size == 0:
+        return
+    steps = zip(array.strides, array.shape, strict=True)
+    extent = array.itemsize + sum(abs(stride) * (length - 1) for stride, length in steps)
+    if extent > _MOST_BYTES:
+        raise ValueError(
+            f"{name}: expected strides that span at most {_MOST_BYTES} bytes, got {array.strides} for {array.shape}"
+        )
+    if math.prod(array.shape) * array.itemsize > _MOST_BYTES:
+        raise MemoryError(f"{name}: expected at most {_MOST_BYTES} bytes, got shape {array.shape} of {array.dtype}")
 
 
 def _runs_in_place(array: Array) -> bool:
@@ -212,12 +246,20 @@ def check_weights(cell: Cell, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias
     return Weights(cell, np.ascontiguousarray(weight_ih), np.ascontiguousarray(weight_hh), *biases)
 
 
-def check_threads(threads: Any, name: str = "threads") -> int:
+def check_threads(threads: Any) -> int:
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer >= 1, got {threads!r}")
+        raise TypeError(f"threads: expected an integer >= 1, got {threads!r}")
     if threads < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {threads}")
+        raise ValueError(f"threads: expected an integer >= 1, got {threads}")
     return min(int(threads), 1024)
+
+
+def _check_flag(name: str, flag: Any) -> bool:
+    if flag is True or flag is False:
+        return bool(flag)
+    if not isinstance(flag, np.bool_) and not (isinstance(flag, (int, np.integer)) and flag in (0, 1)):
+        raise TypeError(f"{name}: expected True or False, got {flag!r}")
+    return bool(flag)
 
 
 def _check_state(name: str, state: Any, weights: Weights, batch_size: int, unbatched: bool) -> Array | None:
@@ -236,6 +278,8 @@ def _check_state(name: str, state: Any, weights: Weights, batch_size: int, unbat
 def _overlaps_itself(array: Array) -> bool:
     """Whether two elements may lie at one place: in order of their strides, each axis must step over the one before."""
     end = array.itemsize
+    if array.size == 0:
+        return False
     for stride, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
         if length > 1:
             if stride < end:
@@ -264,6 +308,7 @@ def check_out(
     _expect("out", out, rule, shape)
     if not out.flags.writeable:
         raise ValueError("out: expected a writeable array, got a read-only one")
+    _check_extent("out", out)
     if _overlaps_itself(out):
         raise ValueError(f"out: expected every element at a place of its own, got strides {out.strides}")
     for name, array in inputs.items():
@@ -320,8 +365,9 @@ def check_forward(
         raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
     if resets is not None:
         raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
+    batch_first, reverse = _check_flag("batch_first", batch_first), _check_flag("reverse", reverse)
     x = as_array("x", x, weights.dtype)
-    layout = Layout(bool(batch_first), x.ndim == 2)
+    layout = Layout(batch_first, x.ndim == 2)
     if x.ndim not in (2, 3):
         dims = "(batch_size, seq_len, input_size)" if batch_first else "(seq_len, batch_size, input_size)"
         raise ValueError(f"x: expected {dims} or (seq_len, input_size), got {x.ndim} dimensions {x.shape}")
@@ -332,6 +378,12 @@ def check_forward(
     if seq_len < 1:
         raise ValueError(f"x: expected seq_len >= 1, got {seq_len}")
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
+    width = hidden_size * (max(cell.saved, 1) if training else 1)
+    if seq_len * batch_size * width * dtype.itemsize > _MOST_BYTES:
+        raise MemoryError(
+            f"x: expected sizes whose results have at most {_MOST_BYTES} bytes, "
+            f"got seq_len, batch_size, hidden_size = {seq_len}, {batch_size}, {hidden_size}"
+        )
     h0 = _check_state("h0", h0, weights, batch_size, layout.unbatched)
     c0 = _check_state("c0", c0, weights, batch_size, layout.unbatched)
     shape = layout.shape(seq_len, batch_size, hidden_size)
@@ -346,7 +398,7 @@ def check_forward(
     args = Forward(
         weights=weights,
         packed=packed,
-        reverse=bool(reverse),
+        reverse=reverse,
         x=_with_unit_feature_stride(x),
         h0=h0,
         c0=c0,
