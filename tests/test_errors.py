@@ -382,6 +382,25 @@ def test_out_that_is_an_argument_seen_otherwise():
         hotloop.lstm(torch.from_numpy(x), **square, out=x)
 
 
+@pytest.mark.parametrize("columns_first", [False, True])
+@pytest.mark.parametrize("name", ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0"])
+@pytest.mark.usefixtures("no_backend")
+def test_out_in_the_memory_of_an_argument_that_is_copied(name, columns_first):
+    """The library reads a copy, and the caller's array would change all the same."""
+    (x, weight_ih, weight_hh), keywords = arguments(CASE, CASE.data())
+    keywords |= {"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh}
+    shape = keywords[name].shape
+    memory = ones(400)
+    size = int(np.prod(shape))
+    inner = memory[:size].reshape(shape[::-1]).T if columns_first else memory[:size].reshape(shape)[..., ::-1]
+    out = memory[size - 1 :][:90].reshape(5, 3, 6)
+    with raises(ValueError, f"out: expected memory of its own, got memory it shares with {name}"):
+        hotloop.lstm(**keywords | {name: inner}, out=out)
+    odd = np.frombuffer(bytearray(1701), np.uint8)[1:].view(np.float32)
+    with raises(ValueError, f"out: expected memory of its own, got memory it shares with {name}"):
+        hotloop.lstm(**keywords | {name: odd[:size].reshape(shape)}, out=odd[:90].reshape(5, 3, 6))
+
+
 @pytest.mark.usefixtures("no_backend")
 def test_out_that_may_share_memory(poisoned):
     """Where NumPy gives up finding out, it is refused."""

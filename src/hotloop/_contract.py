@@ -295,10 +295,10 @@ def _share_memory(a: Array, b: Array) -> bool:
         return True
 
 
-def check_out(
-    out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Array | None]
-) -> Array:
-    """`out` as it is, or the error that says why a result cannot be written there."""
+def check_out(out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Any]) -> Array:
+    """`out` as it is, or the error that says why a result cannot be written there. `inputs` are as the caller has them:
+    a backend may read copies.
+    """  # fmt: skip
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a numpy array, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
@@ -312,7 +312,7 @@ def check_out(
     if _overlaps_itself(out):
         raise ValueError(f"out: expected every element at a place of its own, got strides {out.strides}")
     for name, array in inputs.items():
-        if array is not None and _share_memory(out, array):
+        if array is not None and _share_memory(out, np.asarray(array)):
             raise ValueError(f"out: expected memory of its own, got memory it shares with {name}")
     return out
 
@@ -357,14 +357,17 @@ def check_forward(
     training: bool,
     packed: Any = None,
     out: Any = None,
+    parameters: tuple[Any, ...] = (),
 ) -> tuple[Forward, Array, Layout]:
     """Check a call and allocate its results. Returns the backend's arguments, the output as the caller sees it
-    and the layout of the caller's sequences.
+    and the layout of the caller's sequences. `parameters` are the weights and biases as the caller has
+    them, which `out` must not share memory with; those of `weights` by default.
     """  # fmt: skip
     if lengths is not None:
         raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
     if resets is not None:
         raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
+    given = x, h0, c0
     batch_first, reverse = _check_flag("batch_first", batch_first), _check_flag("reverse", reverse)
     x = as_array("x", x, weights.dtype)
     layout = Layout(batch_first, x.ndim == 2)
@@ -390,7 +393,8 @@ def check_forward(
     if out is None:
         output = _memory.empty(shape, dtype)
     else:
-        inputs = {"x": x, "h0": h0, "c0": c0} | {name: getattr(weights, name) for name in PARAMETERS}
+        parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)
+        inputs = dict(zip(("x", "h0", "c0", *PARAMETERS), (*given, *parameters), strict=True))
         output = check_out(out, layout.rule("hidden_size"), shape, dtype, inputs)
     view = layout.time_major(output)
     state = (batch_size, hidden_size)
