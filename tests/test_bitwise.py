@@ -144,6 +144,12 @@ def features_apart(array):
     return wide[..., ::2]
 
 
+def backwards(array):
+    """Every axis runs backwards through memory."""
+    turned = (slice(None, None, -1),) * array.ndim
+    return np.ascontiguousarray(array[turned])[turned]
+
+
 def fortran(array):
     return np.asfortranarray(array)
 
@@ -157,7 +163,9 @@ def one_byte_off_rows(array):
     return np.ndarray(array.shape, array.dtype, raw, strides=strides)
 
 
-@pytest.mark.parametrize("placed", [gap, negative, padded, misaligned, features_apart, fortran, one_byte_off_rows])
+@pytest.mark.parametrize(
+    "placed", [gap, negative, padded, misaligned, features_apart, backwards, fortran, one_byte_off_rows]
+)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
@@ -176,13 +184,15 @@ def test_strides(cell, dtype, reverse, placed, isa):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_zero_strides(cell, dtype, isa):
-    """One row broadcast over the batch and over time."""
+    """One row broadcast over the batch and over time; one number over any argument; all of them at once."""
     case = Case(cell, dtype, 9, 7, 5, 21)
     data = case.data()
-    for name in ("x", "grad_output"):
-        data[name] = np.broadcast_to(data[name][:1, :1], data[name].shape)
-    copied = {name: array.copy() for name, array in data.items()}
-    assert_same_bits(train(case, data), train(case, copied))
+    rows = {name: np.broadcast_to(data[name][:1, :1], data[name].shape) for name in ("x", "grad_output")}
+    numbers = {name: np.broadcast_to(array.flat[0], array.shape) for name, array in data.items()}
+    for change in (rows, *({name: array} for name, array in numbers.items()), numbers):
+        copied = {name: array.copy() for name, array in change.items()}
+        assert_same_bits(train(case, data | change), train(case, data | copied))
+        assert_same_bits(infer(case, data | change), infer(case, data | copied))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -314,7 +324,7 @@ def as_it_is(array):
     return array
 
 
-ANY_ARRAY = (as_it_is, read_only, padded, misaligned, features_apart, fortran)
+ANY_ARRAY = (as_it_is, read_only, padded, misaligned, features_apart, backwards, fortran)
 SEQUENCES = (*ANY_ARRAY, gap, negative, one_byte_off_rows)
 
 
