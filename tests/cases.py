@@ -178,8 +178,8 @@ def train(case, data=None, **options):
     return results
 
 
-def forward_args(case, data=None, *, training=True):
-    """What a backend's forward is given, through the contract."""
+def forward_args(case, data=None, *, training=True, backend=None):
+    """What a backend's forward is given, through the contract; on weights that `backend` packed, where it is given."""
     data = case.data() if data is None else data
     weights = _contract.check_weights(case.constants, *(data.get(name) for name in PARAMETERS))
     args, _, _ = _contract.check_forward(
@@ -192,6 +192,7 @@ def forward_args(case, data=None, *, training=True):
         lengths=None,
         resets=None,
         training=training,
+        packed=None if backend is None else backend.pack(weights),
     )
     return args
 

@@ -21,6 +21,7 @@ from cases import (
     Case,
     assert_close,
     assert_same_bits,
+    backward_args,
     forward_args,
     in_case,
     infer,
@@ -143,6 +144,12 @@ def features_apart(array):
     return wide[..., ::2]
 
 
+def backwards(array):
+    """Every axis runs backwards through memory."""
+    turned = (slice(None, None, -1),) * array.ndim
+    return np.ascontiguousarray(array[turned])[turned]
+
+
 def fortran(array):
     return np.asfortranarray(array)
 
@@ -156,7 +163,9 @@ def one_byte_off_rows(array):
     return np.ndarray(array.shape, array.dtype, raw, strides=strides)
 
 
-@pytest.mark.parametrize("placed", [gap, negative, padded, misaligned, features_apart, fortran, one_byte_off_rows])
+@pytest.mark.parametrize(
+    "placed", [gap, negative, padded, misaligned, features_apart, backwards, fortran, one_byte_off_rows]
+)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
@@ -175,13 +184,15 @@ def test_strides(cell, dtype, reverse, placed, isa):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_zero_strides(cell, dtype, isa):
-    """One row broadcast over the batch and over time."""
+    """One row broadcast over the batch and over time; one number over any argument; all of them at once."""
     case = Case(cell, dtype, 9, 7, 5, 21)
     data = case.data()
-    for name in ("x", "grad_output"):
-        data[name] = np.broadcast_to(data[name][:1, :1], data[name].shape)
-    copied = {name: array.copy() for name, array in data.items()}
-    assert_same_bits(train(case, data), train(case, copied))
+    rows = {name: np.broadcast_to(data[name][:1, :1], data[name].shape) for name in ("x", "grad_output")}
+    numbers = {name: np.broadcast_to(array.flat[0], array.shape) for name, array in data.items()}
+    for change in (rows, *({name: array} for name, array in numbers.items()), numbers):
+        copied = {name: array.copy() for name, array in change.items()}
+        assert_same_bits(train(case, data | change), train(case, data | copied))
+        assert_same_bits(infer(case, data | change), infer(case, data | copied))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -242,18 +253,26 @@ def test_inference_training_packed_and_repeated(case, isa):
     assert_same_bits(train(case, data), trained)
     forward = {name: trained[name] for name in in_case(("output", "h_n", "c_n"), case)}
     assert_same_bits(infer(case, data), forward)
-    backend = hotloop._backend.active()
-    args = forward_args(case, data, training=False)
-    args.packed = backend.pack(args.weights)
     for threads in (1, 2):
-        backend.forward((args,), threads)
-        assert_same_bits({name: getattr(args, name) for name in forward}, forward)
+        assert_same_bits(infer_packed(case, data, threads), forward)
+
+
+def infer_packed(case, data, threads):
+    """Inference on weights packed before."""
+    backend = hotloop._backend.active()
+    args = forward_args(case, data, training=False, backend=backend)
+    assert args.packed is not None
+    backend.forward((args,), threads)
+    return {name: getattr(args, name) for name in ("output", "h_n", "c_n")}
+
+
+# Properties of any problem
 
 
 @st.composite
-def problems(draw, largest):
-    """A case of any shape, a cut, a number of threads and some of its sequences in some order."""
-    case = Case(
+def any_case(draw, largest):
+    """A case of any shape and options."""
+    return Case(
         draw(st.sampled_from(CELLS)),
         draw(st.sampled_from(DTYPES)),
         draw(st.integers(2, largest)),
@@ -265,6 +284,12 @@ def problems(draw, largest):
         draw(st.sampled_from((UPSTREAM, ("grad_output",), ("grad_h_n",), ("grad_output", "grad_c_n")))),
         draw(st.booleans()),
     )
+
+
+@st.composite
+def problems(draw, largest):
+    """A case, a cut, a number of threads and some of its sequences in some order."""
+    case = draw(any_case(largest))
     cuts = sorted(draw(st.sets(st.integers(1, case.seq_len - 1), min_size=1, max_size=4)))
     threads = draw(st.integers(1, 4))
     batch = draw(st.lists(st.integers(0, case.batch_size - 1), min_size=1, max_size=largest))
@@ -272,6 +297,7 @@ def problems(draw, largest):
 
 
 def check_contract(problem):
+    """Threads, layout, place in a batch, cuts; and the sequence turned around."""
     case, cuts, threads, batch = problem
     data = case.data()
     whole = train(case, data, threads=1)
@@ -279,12 +305,84 @@ def check_contract(problem):
     assert_same_bits(train(replace(case, layout="batch_first"), data, threads=threads), whole)
     some = replace(case, batch_size=len(batch))
     assert_same_bits(train(some, rows(data, batch), threads=threads), result_rows(whole, batch))
+    alone = replace(case, batch_size=1, layout="unbatched")
+    assert_same_bits(train(alone, rows(data, batch[:1]), threads=threads), result_rows(whole, batch[:1]))
     pieces = train_in_pieces(case, data, cuts, threads=threads)
     assert_same_bits(pieces, whole, in_case(SEQUENCE_RESULTS, case))
+    turned = data | {name: data[name][::-1] for name in ("x", "grad_output") if name in data}
+    got = train(replace(case, reverse=not case.reverse), turned, threads=threads)
+    assert_same_bits(got | {name: got[name][::-1] for name in ("output", "grad_x")}, whole)
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def as_it_is(array):
+    return array
+
+
+ANY_ARRAY = (as_it_is, read_only, padded, misaligned, features_apart, backwards, fortran)
+SEQUENCES = (*ANY_ARRAY, gap, negative, one_byte_off_rows)
+
+
+@st.composite
+def placed_problems(draw, largest):
+    """A case, and where in memory each of its arrays lies."""
+    case = draw(any_case(largest))
+    places = {
+        name: draw(st.sampled_from(SEQUENCES if name in ("x", "grad_output") else ANY_ARRAY)) for name in case.data()
+    }
+    return case, places, draw(st.integers(1, 4)), draw(st.sampled_from(SEQUENCES))
+
+
+def check_memory(problem):
+    """Strides, alignment and read-only memory of every argument, and of out=; inference is training."""
+    case, places, threads, place_of_out = problem
+    data = case.data()
+    want = train(case, data, threads=1)
+    moved = {name: place(data[name]) for name, place in places.items()}
+    assert_same_bits(train(case, moved, threads=threads), want)
+    forward = {name: want[name] for name in in_case(("output", "h_n", "c_n"), case)}
+    assert_same_bits(infer(case, moved, threads=threads), forward)
+    if place_of_out is not read_only:
+        out = place_of_out(np.full_like(want["output"], np.nan))
+        got = infer(case, moved, threads=threads, out=out)
+        assert np.shares_memory(got["output"], out)
+        assert_same_bits(got, forward)
+    assert_same_bits({name: moved[name] for name in data}, data)
+
+
+def check_calls(problem):
+    """Several recurrences in one call, forward and backward, and on packed weights: the bits of separate calls."""
+    kinds, threads = problem
+    backend = hotloop._backend.active()
+    data = [case.data() for case in kinds]
+    separate = [train(case, one, threads=1) for case, one in zip(kinds, data, strict=True)]
+    args = [forward_args(case, one) for case, one in zip(kinds, data, strict=True)]
+    backend.forward(args, threads)
+    back = [backward_args(one, inputs) for one, inputs in zip(args, data, strict=True)]
+    backend.backward(back, threads)
+    packed = [forward_args(c, one, training=False, backend=backend) for c, one in zip(kinds, data, strict=True)]
+    backend.forward(packed, threads)
+    for case, want, one, gradients, inference in zip(kinds, separate, args, back, packed, strict=True):
+        forward = in_case(("output", "h_n", "c_n"), case)
+        got = {name: getattr(one, name) for name in forward}
+        got |= {name: getattr(gradients, name) for name in want if name.startswith("grad_")}
+        assert_same_bits(got, want)
+        assert_same_bits({name: getattr(inference, name) for name in forward}, want, forward)
+        assert_same_bits(infer_packed(case, case.data(), threads), want, forward)
+
+
+def call_problems(largest):
+    """Cases of one call and its number of threads."""
+    return st.tuples(st.lists(any_case(largest), min_size=1, max_size=4), st.integers(1, 4))
 
 
 # What a test leaves behind (the backend in use) is the same for every example, and examples are not kept in a database.
-PROPERTY = settings(deadline=None, max_examples=25, database=None, derandomize=True,
+PROPERTY = settings(deadline=None, max_examples=40, database=None, derandomize=True,
                     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
                     phases=[Phase.explicit, Phase.generate, Phase.shrink])  # fmt: skip
 
@@ -295,11 +393,37 @@ def test_contract(isa, problem):
     check_contract(problem)
 
 
+@PROPERTY
+@given(problem=placed_problems(largest=24))
+def test_contract_of_memory(isa, problem):
+    check_memory(problem)
+
+
+@PROPERTY
+@given(problem=call_problems(largest=24))
+def test_contract_of_calls(isa, problem):
+    check_calls(problem)
+
+
 @pytest.mark.long
 @settings(PROPERTY, max_examples=2000, derandomize=False)
 @given(problem=problems(largest=90))
 def test_contract_on_many_shapes(isa, problem):
     check_contract(problem)
+
+
+@pytest.mark.long
+@settings(PROPERTY, max_examples=2000, derandomize=False)
+@given(problem=placed_problems(largest=90))
+def test_contract_of_memory_on_many_shapes(isa, problem):
+    check_memory(problem)
+
+
+@pytest.mark.long
+@settings(PROPERTY, max_examples=1000, derandomize=False)
+@given(problem=call_problems(largest=90))
+def test_contract_of_calls_on_many_shapes(isa, problem):
+    check_calls(problem)
 
 
 def test_the_comparison_sees_one_bit():

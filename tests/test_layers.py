@@ -495,7 +495,7 @@ BAD_LAYERS = [
     ((5, "6"), {}, TypeError, "hidden_size: expected an integer >= 1, got '6'"),
     ((5, 6, True), {}, TypeError, "num_layers: expected an integer >= 1, got True"),
     ((5, 6, 1, "relu"), {}, TypeError, "bias: expected True or False, got 'relu'"),
-    ((5, 6), {"batch_first": 1}, TypeError, "batch_first: expected True or False, got 1"),
+    ((5, 6), {"batch_first": 2}, TypeError, "batch_first: expected True or False, got 2"),
     ((5, 6), {"bidirectional": None}, TypeError, "bidirectional: expected True or False, got None"),
     ((5, 6, 2), {"dropout": 1.5}, ValueError, "dropout: expected a number from 0 to 1, got 1.5"),
     ((5, 6, 2), {"dropout": np.nan}, ValueError, "dropout: expected a number from 0 to 1, got nan"),

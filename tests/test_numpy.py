@@ -168,6 +168,115 @@ def test_torch_agrees_on_both_directions_at_once(cell):
         assert distance(backward[f"grad_{name}"], getattr(module, f"{name}_l0_reverse").grad) <= 1e-10, name
 
 
+# The GRU that resets before the product, which torch does not have: ONNX Runtime's forward, and a loop for autograd.
+
+
+def onnx_gru(case, weights, direction, x, h0):
+    """output [T, D, B, H] and h_n [D, B, H] of ONNX's GRU with linear_before_reset=0; `weights` of each direction."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+
+    def reorder(array):  # ONNX has the gates in the order z r h
+        r, z, n = np.split(array, 3)
+        return np.concatenate((z, r, n))
+
+    def stacked(name):
+        return np.stack([reorder(data[name]) for data in weights])
+
+    feeds = {"x": x, "w": stacked("weight_ih"), "r": stacked("weight_hh")}
+    feeds["b"] = np.concatenate((stacked("bias_ih"), stacked("bias_hh")), 1)
+    if h0 is not None:
+        feeds["h0"] = h0
+    inputs = ["x", "w", "r", "b", "", "h0" if h0 is not None else ""]
+    node = onnx.helper.make_node("GRU", inputs, ["output", "h_n"], hidden_size=case.hidden_size, direction=direction,
+                                 linear_before_reset=0)  # fmt: skip
+    element = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [node], "gru",
+        [onnx.helper.make_tensor_value_info(name, element, array.shape) for name, array in feeds.items()],
+        [onnx.helper.make_tensor_value_info(name, element, None) for name in ("output", "h_n")],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(["output", "h_n"], feeds)
+
+
+RESET_BEFORE = [
+    Case("gru_reset_before", seq_len=1),
+    Case("gru_reset_before", seq_len=1, batch_size=1, input_size=1, hidden_size=1),
+    Case("gru_reset_before", seq_len=7, hidden_size=5, reverse=True),
+    Case("gru_reset_before", seq_len=7, states=()),
+    Case("gru_reset_before", seq_len=60, batch_size=5, input_size=11, hidden_size=32),
+]
+
+
+@pytest.mark.parametrize("case", RESET_BEFORE, ids=str)
+def test_onnxruntime_agrees_on_the_reset(case):
+    """In float32, the one type its GRU has; a GRU that resets after the product is a thousand times as far away."""
+    case = replace(case, dtype="float32")
+    data = case.data()
+    direction = "reverse" if case.reverse else "forward"
+    output, h_n = onnx_gru(case, [data], direction, data["x"], data["h0"][None] if case.states else None)
+    ours, other = infer(case, data), infer(replace(case, cell="gru"), data)
+    assert distance(ours["output"], output[:, 0]) <= 2e-6
+    assert distance(ours["h_n"], h_n[0]) <= 2e-6
+    assert distance(other["output"], output[:, 0]) > 2e-3
+
+
+def test_onnxruntime_agrees_on_both_directions_of_the_reset():
+    case = Case("gru_reset_before", "float32", seq_len=9)
+    first, second = case.data(), replace(case, reverse=True).data()
+    second["x"] = first["x"]
+    h0 = np.stack((first["h0"], second["h0"]))
+    output, h_n = onnx_gru(case, [first, second], "bidirectional", first["x"], h0)
+    for index, (data, reverse) in enumerate(((first, False), (second, True))):
+        ours = infer(replace(case, reverse=reverse), data)
+        assert distance(ours["output"], output[:, index]) <= 2e-6
+        assert distance(ours["h_n"], h_n[index]) <= 2e-6
+
+
+def torch_loop(case, data):
+    """What `train` returns for a GRU that resets before the product, step by step in torch and by its autograd."""
+    zeros = {"bias_ih": np.zeros(case.rows), "bias_hh": np.zeros(case.rows)}
+    zeros["h0"] = np.zeros((case.batch_size, case.hidden_size))
+    tensors = {name: torch.tensor({**zeros, **data}[name], requires_grad=True) for name in INPUTS if name != "c0"}
+    w_r, w_z, w_n = tensors["weight_ih"].chunk(3)
+    u_r, u_z, u_n = tensors["weight_hh"].chunk(3)
+    b_r, b_z, b_n = tensors["bias_ih"].chunk(3)
+    d_r, d_z, d_n = tensors["bias_hh"].chunk(3)
+    h, outputs = tensors["h0"], [None] * case.seq_len
+    for t in reversed(range(case.seq_len)) if case.reverse else range(case.seq_len):
+        x = tensors["x"][t]
+        r = torch.sigmoid(x @ w_r.T + b_r + h @ u_r.T + d_r)
+        z = torch.sigmoid(x @ w_z.T + b_z + h @ u_z.T + d_z)
+        n = torch.tanh(x @ w_n.T + b_n + (r * h) @ u_n.T + d_n)
+        outputs[t] = h = (1 - z) * n + z * h
+    results = {"output": torch.stack(outputs), "h_n": h}
+    sum((results[name.removeprefix("grad_")] * torch.tensor(data[name])).sum() for name in UPSTREAM[:2]
+        if name in data).backward()  # fmt: skip
+    results = {name: tensor.detach().numpy() for name, tensor in results.items()}
+    return results | {f"grad_{name}": tensors[name].grad.numpy() for name in tensors if name in data or name == "h0"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *RESET_BEFORE,
+        *(Case("gru_reset_before", seq_len=7, biases=biases, reverse=True) for biases in BIASES[1:]),
+        *(Case("gru_reset_before", seq_len=7, upstream=upstream) for upstream in subsets(UPSTREAM[:2])[1:]),
+    ],
+    ids=str,
+)
+def test_autograd_agrees_on_the_reset(case):
+    data = case.data()
+    ours, theirs = train(case, data), torch_loop(case, data)
+    assert {name for name, array in ours.items() if array is not None} == set(theirs)
+    for name, array in theirs.items():
+        assert distance(ours[name], array) <= (1e-10 if name.startswith("grad_") else 1e-12), name
+
+
 # Two steps of one unit, recorded from torch 2.13 in float64. x = 0.5, -1.5; h0 = 0.25, c0 = -0.75; gate k (from 0)
 # has weight_ih 0.4 - 0.3 k, weight_hh 0.2 + 0.1 k, bias_ih 0.1 k - 0.05, bias_hh 0.3 - 0.2 k.
 # The loss is output[0] + 2 output[1] + 3 h_n + 5 c_n.

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ._contract import Backend, check_threads
+from ._environment import refuse
 
 ORDER = ("native", "numpy")
 
@@ -31,8 +32,11 @@ def _choose() -> Backend:
     wanted = os.environ.get("HOTLOOP_BACKEND", "")
     if wanted:
         if wanted not in ORDER:
-            raise ValueError(f"HOTLOOP_BACKEND: expected one of {', '.join(ORDER)}, got {wanted!r}")
-        return load(wanted)
+            refuse(ValueError(f"HOTLOOP_BACKEND: expected one of {', '.join(ORDER)}, got {wanted!r}"))
+        try:
+            return load(wanted)
+        except ImportError as error:
+            refuse(ImportError(f"HOTLOOP_BACKEND={wanted}: {error}"))
     for name in ORDER:
         try:
             backend = load(name)
@@ -93,9 +97,9 @@ def get_num_threads() -> int:
     global _threads
     if _threads is None:
         text = os.environ.get("HOTLOOP_NUM_THREADS", "")
-        if text and not (text.isascii() and text.isdecimal()):
-            raise ValueError(f"HOTLOOP_NUM_THREADS: expected an integer >= 1, got {text!r}")
-        _threads = check_threads(int(text), "HOTLOOP_NUM_THREADS") if text else processors()
+        if text and not (text.isascii() and text.isdecimal() and int(text) >= 1):
+            refuse(ValueError(f"HOTLOOP_NUM_THREADS: expected an integer >= 1, got {text!r}"))
+        _threads = check_threads(int(text)) if text else processors()
     return _threads
 
 

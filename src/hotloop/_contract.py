@@ -6,6 +6,7 @@ pair of strides), states as contiguous [B, H].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,8 @@ from . import _memory
 Array = npt.NDArray[Any]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+_MOST_BYTES = 1 << 55  # of an array, and between its first and its last byte; processes address less
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ def rnn_cell(nonlinearity: str) -> Cell:
 
 
 def gru_cell(reset_after: bool) -> Cell:
-    if not isinstance(reset_after, (bool, np.bool_)):
-        raise TypeError(f"reset_after: expected True or False, got {reset_after!r}")
-    return GRU if reset_after else GRU_RESET_BEFORE
+    return GRU if check_flag("reset_after", reset_after) else GRU_RESET_BEFORE
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,47 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
                             f"pass {name}.detach()")  # fmt: skip
         try:
             value = np.asarray(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from error
-    if value.dtype != dtype:
-        if dtype is None:
-            if value.dtype not in DTYPES:
-                raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
-        else:
-            raise TypeError(f"{name}: expected {dtype} (the dtype of weight_ih), got {value.dtype}")
-    array: Array = value if value.flags.aligned else value.copy()
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise TypeError(_why_no_array(name, value, dtype, error)) from error
+    if value.dtype != dtype and (dtype is not None or value.dtype not in DTYPES):
+        raise TypeError(f"{name}: expected {_dtype_rule(dtype)}, got {value.dtype}")
+    flags = value.flags
+    if not flags.c_contiguous:
+        _check_extent(name, value)
+    array: Array = value if flags.aligned else value.copy()
     return array
+
+
+def _dtype_rule(dtype: np.dtype[Any] | None) -> str:
+    return "float32 or float64" if dtype is None else f"{dtype} (the dtype of weight_ih)"
+
+
+def _why_no_array(name: str, value: Any, dtype: np.dtype[Any] | None, error: Exception) -> str:
+    """What is wrong with a value that np.asarray does not take."""
+    kind = type(value).__name__
+    device = getattr(value, "device", "cpu")
+    if (where := getattr(device, "type", str(device))) != "cpu":
+        return f"{name}: expected an array in the processor's memory, got a {kind} on device {where}; pass {name}.cpu()"
+    elements = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    if elements and elements not in map(str, DTYPES):
+        return f"{name}: expected {_dtype_rule(dtype)}, got {elements}"
+    return f"{name}: expected an array, got {kind}: {error}"
+
+
+def _check_extent(name: str, array: Array) -> None:
+    """Addresses, and the size of a copy, can be computed: strides made by hand or by a broadcast may be anything."""
+    if array.size == 0:
+        return
+    steps = zip(array.strides, array.shape, strict=True)
+    extent = array.itemsize + sum(abs(stride) * (length - 1) for stride, length in steps)
+    if extent > _MOST_BYTES:
+        raise ValueError(
+            f"{name}: expected strides that span at most {_MOST_BYTES} bytes, got {array.strides} for {array.shape}"
+        )
+    if math.prod(array.shape) * array.itemsize > _MOST_BYTES:
+        raise MemoryError(f"{name}: expected at most {_MOST_BYTES} bytes, got shape {array.shape} of {array.dtype}")
 
 
 def _runs_in_place(array: Array) -> bool:
@@ -225,12 +257,20 @@ def check_weights(cell: Cell, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias
     return Weights(cell, np.ascontiguousarray(weight_ih), np.ascontiguousarray(weight_hh), *biases)
 
 
-def check_threads(threads: Any, name: str = "threads") -> int:
+def check_threads(threads: Any) -> int:
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer >= 1, got {threads!r}")
+        raise TypeError(f"threads: expected an integer >= 1, got {threads!r}")
     if threads < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {threads}")
+        raise ValueError(f"threads: expected an integer >= 1, got {threads}")
     return min(int(threads), 1024)
+
+
+def check_flag(name: str, flag: Any) -> bool:
+    if flag is True or flag is False:
+        return bool(flag)
+    if not isinstance(flag, np.bool_) and not (isinstance(flag, (int, np.integer)) and flag in (0, 1)):
+        raise TypeError(f"{name}: expected True or False, got {flag!r}")
+    return bool(flag)
 
 
 def check_state(
@@ -252,6 +292,8 @@ def check_state(
 def _overlaps_itself(array: Array) -> bool:
     """Whether two elements may lie at one place: in order of their strides, each axis must step over the one before."""
     end = array.itemsize
+    if array.size == 0:
+        return False
     for stride, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
         if length > 1:
             if stride < end:
@@ -267,10 +309,10 @@ def _share_memory(a: Array, b: Array) -> bool:
         return True
 
 
-def check_out(
-    out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Array | None]
-) -> Array:
-    """`out` as it is, or the error that says why a result cannot be written there."""
+def check_out(out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Any]) -> Array:
+    """`out` as it is, or the error that says why a result cannot be written there. `inputs` are as the caller has them:
+    a backend may read copies.
+    """  # fmt: skip
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a numpy array, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
@@ -280,10 +322,11 @@ def check_out(
     _expect("out", out, rule, shape)
     if not out.flags.writeable:
         raise ValueError("out: expected a writeable array, got a read-only one")
+    _check_extent("out", out)
     if _overlaps_itself(out):
         raise ValueError(f"out: expected every element at a place of its own, got strides {out.strides}")
     for name, array in inputs.items():
-        if array is not None and _share_memory(out, array):
+        if array is not None and _share_memory(out, np.asarray(array)):
             raise ValueError(f"out: expected memory of its own, got memory it shares with {name}")
     return out
 
@@ -316,6 +359,17 @@ class Layout(NamedTuple):
         return array[..., 0, :] if self.unbatched else array
 
 
+def check_size(weights: Weights, seq_len: int, batch_size: int, training: bool) -> None:
+    """Results whose byte count overflows are refused before NumPy, or a kernel, has to count them."""
+    hidden_size = weights.hidden_size
+    width = hidden_size * (max(weights.cell.saved, 1) if training else 1)
+    if seq_len * batch_size * width * weights.dtype.itemsize > _MOST_BYTES:
+        raise MemoryError(
+            f"x: expected sizes whose results have at most {_MOST_BYTES} bytes, "
+            f"got seq_len, batch_size, hidden_size = {seq_len}, {batch_size}, {hidden_size}"
+        )
+
+
 STATE_RULE = "(batch_size, hidden_size)"
 
 
@@ -327,8 +381,9 @@ def check_sequence(
         raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
     if resets is not None:
         raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
+    batch_first = check_flag("batch_first", batch_first)
     x = as_array("x", x, dtype)
-    layout = Layout(bool(batch_first), x.ndim == 2)
+    layout = Layout(batch_first, x.ndim == 2)
     if x.ndim not in (2, 3):
         dims = "(batch_size, seq_len, input_size)" if batch_first else "(seq_len, batch_size, input_size)"
         raise ValueError(f"x: expected {dims} or (seq_len, input_size), got {x.ndim} dimensions {x.shape}")
@@ -407,22 +462,28 @@ def check_forward(
     training: bool,
     packed: Any = None,
     out: Any = None,
+    parameters: tuple[Any, ...] = (),
 ) -> tuple[Forward, Array, Layout]:
     """Check a call of one recurrence and allocate its results. Returns the backend's arguments, the output as the
-    caller sees it and the layout of the caller's sequences.
+    caller sees it and the layout of the caller's sequences. `parameters` are the weights and biases as the caller has
+    them, which `out` must not share memory with; those of `weights` by default.
     """  # fmt: skip
+    given = x, h0, c0
+    reverse = check_flag("reverse", reverse)
     dtype, hidden_size = weights.dtype, weights.hidden_size
     x, layout = check_sequence(
         x, weights.input_size, dtype, batch_first=batch_first, lengths=lengths, resets=resets
     )  # fmt: skip
     seq_len, batch_size, _ = x.shape
     state = (batch_size, hidden_size)
+    check_size(weights, seq_len, batch_size, training)
     h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched)
     c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched)
-    inputs = {"x": x, "h0": h0, "c0": c0} | {name: getattr(weights, name) for name in PARAMETERS}
+    parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)
+    inputs = dict(zip(("x", "h0", "c0", *PARAMETERS), (*given, *parameters), strict=True))
     output, view = make_output(out, layout, (seq_len, *state), "hidden_size", dtype, inputs)
     c_n = np.empty(state, dtype) if weights.cell.has_c else None
-    args = make_forward(weights, x, h0, c0, view, np.empty(state, dtype), c_n, reverse=bool(reverse),
+    args = make_forward(weights, x, h0, c0, view, np.empty(state, dtype), c_n, reverse=reverse,
                         training=training, packed=packed)  # fmt: skip
     return args, output, layout
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._environment import refuse
+
 Array = npt.NDArray[Any]
 
 _LARGE = 1 << 20  # below, malloc recycles by itself
@@ -26,7 +28,7 @@ _LARGE = 1 << 20  # below, malloc recycles by itself
 def _limit() -> int:
     text = os.environ.get("HOTLOOP_RECYCLE_MIB") or "256"
     if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"HOTLOOP_RECYCLE_MIB: expected an integer >= 0, got {text!r}")
+        refuse(ValueError(f"HOTLOOP_RECYCLE_MIB: expected an integer >= 0, got {text!r}"))
     return int(text) << 20
 
 

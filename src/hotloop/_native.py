@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._contract import Array, Backward, Forward, Weights
+from ._environment import refuse
 
 try:
     from ._ffi import ffi, lib
@@ -50,7 +51,7 @@ def description() -> str:
 
 
 if not lib.hotloop_isa():
-    raise ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {os.environ['HOTLOOP_ISA']!r}")
+    refuse(ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {os.environ['HOTLOOP_ISA']!r}"))
 
 
 _NULL = ffi.NULL

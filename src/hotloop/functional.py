@@ -54,6 +54,7 @@ def _run(
         resets=resets,
         training=training,
         out=out,
+        parameters=weights,
     )
     _backend.active().forward((args,), _backend.threads_of(threads))
     return args, finish_output(output, args.output, layout), layout

@@ -27,8 +27,10 @@ from ._contract import (
     Layout,
     Weights,
     as_array,
+    check_flag,
     check_grad_output,
     check_sequence,
+    check_size,
     check_state,
     check_weights,
     check_wrt,
@@ -61,12 +63,6 @@ def _count(name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {value}")
     return int(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-    return bool(value)
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
@@ -156,10 +152,10 @@ class _Layers:
         sizes = _count("input_size", input_size), _count("hidden_size", hidden_size), _count("num_layers", num_layers)
         self._cell = cell
         self._input_size, self._hidden_size, self._num_layers = sizes
-        self._bias = _flag("bias", bias)
-        self._batch_first = _flag("batch_first", batch_first)
+        self._bias = check_flag("bias", bias)
+        self._batch_first = check_flag("batch_first", batch_first)
         self._dropout = _probability(dropout)
-        self._bidirectional = _flag("bidirectional", bidirectional)
+        self._bidirectional = check_flag("bidirectional", bidirectional)
         self._dtype = _dtype(dtype)
         self._rng = _generator(rng)
         if self._dropout and self._num_layers == 1:
@@ -340,20 +336,23 @@ class _Layers:
     def _run(
         self, x: Any, state: Any, lengths: Any, resets: Any, threads: Any, *, out: Any, training: bool, seed: int | None
     ) -> tuple[Array, Any, _Stack]:
+        prepared, given = self._prepared, x
         x, layout = check_sequence(
             x, self._input_size, self._dtype, batch_first=self._batch_first, lengths=lengths, resets=resets
         )
         seq_len, batch_size, _ = x.shape
+        check_size(prepared.weights[0][0], seq_len, batch_size, training)
         h0, c0 = self._states(state, batch_size, layout.unbatched)
         shape = (seq_len, batch_size, self._directions * self._hidden_size)
         features = "2*hidden_size" if self._bidirectional else "hidden_size"
-        inputs = {"x": x, "h0": h0, "c0": c0} | self._parameters
+        inputs = {"x": given} | self._parameters
+        if state is not None:
+            inputs |= dict(zip(("h0", "c0"), state, strict=True)) if self._cell.has_c else {"h0": state}
         output, last = make_output(out, layout, shape, features, self._dtype, inputs)
         states = (self._num_layers * self._directions, batch_size, self._hidden_size)
         h_n = np.empty(states, self._dtype)
         c_n = np.empty(states, self._dtype) if self._cell.has_c else None
         backend, count = _backend.active(), _backend.threads_of(threads)
-        prepared = self._prepared
         packed = None if training else prepared.packed(backend)
         stack = _Stack(layout, [], [], seed)
         for layer, weights in enumerate(prepared.weights):
