@@ -23,32 +23,36 @@ from . import _cells
 
 # Nothing is assumed of NaN, infinities and the order of sums.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
-# What LLVM leaves as a call is not vectorised.
-_INNER = OPTIONS | {"forceinline": True}
+_IN_LOOP = OPTIONS | {"forceinline": True}
 _OUTER = OPTIONS | {"nogil": True, "no_cfunc_wrapper": True}
 
 
-def _inner(function: Any) -> Any:
+def _inner(function: Any, options: dict[str, Any] = OPTIONS) -> Any:
     """Let the functions here call this one, and pass it to each other as an argument.
 
     What numba compiles could not be kept on disk if it passed a function that is decorated with njit.
     """
-    overload(function, strict=False, jit_options=_INNER)(lambda *_: function)
+    overload(function, strict=False, jit_options=options)(lambda *_: function)
     return function
 
 
-rnn_tanh_forward = _inner(_cells.rnn_tanh_forward)
-rnn_tanh_backward = _inner(_cells.rnn_tanh_backward)
-rnn_relu_forward = _inner(_cells.rnn_relu_forward)
-rnn_relu_backward = _inner(_cells.rnn_relu_backward)
-lstm_forward = _inner(_cells.lstm_forward)
-lstm_backward = _inner(_cells.lstm_backward)
-gru_forward = _inner(_cells.gru_forward)
-gru_backward = _inner(_cells.gru_backward)
-gru_reset_before_gates = _inner(_cells.gru_reset_before_gates)
-gru_reset_before_forward = _inner(_cells.gru_reset_before_forward)
-gru_reset_before_backward = _inner(_cells.gru_reset_before_backward)
-gru_reset_before_backward_reset = _inner(_cells.gru_reset_before_backward_reset)
+def _in_loop(function: Any) -> Any:
+    """The same for what is called in a loop. If LLVM left a call in a loop over units, that would not be vectorised."""
+    return _inner(function, _IN_LOOP)
+
+
+rnn_tanh_forward = _in_loop(_cells.rnn_tanh_forward)
+rnn_tanh_backward = _in_loop(_cells.rnn_tanh_backward)
+rnn_relu_forward = _in_loop(_cells.rnn_relu_forward)
+rnn_relu_backward = _in_loop(_cells.rnn_relu_backward)
+lstm_forward = _in_loop(_cells.lstm_forward)
+lstm_backward = _in_loop(_cells.lstm_backward)
+gru_forward = _in_loop(_cells.gru_forward)
+gru_backward = _in_loop(_cells.gru_backward)
+gru_reset_before_gates = _in_loop(_cells.gru_reset_before_gates)
+gru_reset_before_forward = _in_loop(_cells.gru_reset_before_forward)
+gru_reset_before_backward = _in_loop(_cells.gru_reset_before_backward)
+gru_reset_before_backward_reset = _in_loop(_cells.gru_reset_before_backward_reset)
 
 
 # sigmoid and tanh, as in csrc/kernels/math.h: both from one expm1 on the negative axis. Calls into libm would keep LLVM
@@ -75,7 +79,7 @@ def _exp_parts(z: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(_exp_parts, jit_options=_INNER)  # type: ignore[untyped-decorator]
+@overload(_exp_parts, jit_options=_IN_LOOP)  # type: ignore[untyped-decorator]
 def _exp_parts_of(z: Any) -> Any:
     real: Any = np.float32 if z == types.float32 else np.float64
     if z == types.float32:
@@ -102,7 +106,7 @@ def _exp_parts_of(z: Any) -> Any:
             high = q5 + r * (q6 + r * (q7 + r * (q8 + r * q9)))
             return q0 + r * (q1 + r * (q2 + r * (q3 + r * (q4 + r * high))))
 
-    _inner(q)
+    _in_loop(q)
 
     def parts(z: Any) -> Any:
         z = lowest if z < lowest else z  # NaN stays
@@ -114,7 +118,7 @@ def _exp_parts_of(z: Any) -> Any:
     return parts
 
 
-@_inner
+@_in_loop
 def sigmoid(a: Any) -> Any:
     one = type(a)(1)
     p, scale = _exp_parts(-abs(a))
@@ -122,7 +126,7 @@ def sigmoid(a: Any) -> Any:
     return (e if a < 0 else one) / (one + e)
 
 
-@_inner
+@_in_loop
 def tanh(a: Any) -> Any:
     zero, one = type(a)(0), type(a)(1)
     p, scale = _exp_parts(-abs(a + a))
@@ -131,7 +135,7 @@ def tanh(a: Any) -> Any:
     return -size if a < zero else size
 
 
-@_inner
+@_in_loop
 def relu(a: Any) -> Any:
     zero = type(a)(0)
     return zero if a < zero else a  # NaN stays
@@ -156,7 +160,7 @@ def _row(context: Any, b: Any) -> Any:
 # The product of a step.
 
 
-@_inner
+@_in_loop
 def add_product(
     out: Any, out_column: int, left: Any, left_column: int, right: Any, row: int, column: int, depth: int, width: int
 ) -> None:
@@ -226,7 +230,7 @@ def _forward(
         c_prev = c_now
 
 
-@_inner
+@_in_loop
 def _rnn_tanh_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: Any, c: Any, reset_h: Any) -> None:
     batch_size, units = h.shape
     add_product(flat, 0, h_prev, 0, weight, 0, 0, units, units)
@@ -236,7 +240,7 @@ def _rnn_tanh_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: 
             h[b, j] = rnn_tanh_forward(flat[b, j], tanh)
 
 
-@_inner
+@_in_loop
 def _rnn_relu_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: Any, c: Any, reset_h: Any) -> None:
     batch_size, units = h.shape
     add_product(flat, 0, h_prev, 0, weight, 0, 0, units, units)
@@ -246,7 +250,7 @@ def _rnn_relu_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: 
             h[b, j] = rnn_relu_forward(flat[b, j], relu)
 
 
-@_inner
+@_in_loop
 def _lstm_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: Any, c: Any, reset_h: Any) -> None:
     batch_size, units = h.shape
     add_product(flat, 0, h_prev, 0, weight, 0, 0, units, 4 * units)
@@ -259,7 +263,7 @@ def _lstm_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: Any,
             a[b, 0, j], a[b, 1, j], a[b, 2, j], a[b, 3, j] = i, f, g, o
 
 
-@_inner
+@_in_loop
 def _gru_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: Any, c: Any, reset_h: Any) -> None:
     batch_size, units = h.shape
     add_product(flat, 0, h_prev, 0, weight, 0, 0, units, 2 * units)
@@ -273,7 +277,7 @@ def _gru_step(a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: Any, 
             a[b, 0, j], a[b, 1, j], a[b, 2, j] = r, z, n
 
 
-@_inner
+@_in_loop
 def _gru_reset_before_step(
     a: Any, flat: Any, weight: Any, h_prev: Any, c_prev: Any, h: Any, c: Any, reset_h: Any
 ) -> None:
@@ -312,7 +316,7 @@ def _backward(
         step(t, gates, d, flat[t], weight, h_prev, h, c_prev, c, dh, dc, reset_h, dreset_h)
 
 
-@_inner
+@_in_loop
 def _rnn_tanh_back(
     t: int, gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, dh: Any, dc: Any,
     reset_h: Any, dreset_h: Any,
@@ -326,7 +330,7 @@ def _rnn_tanh_back(
     add_product(dh, 0, flat, 0, weight, 0, 0, units, units)
 
 
-@_inner
+@_in_loop
 def _rnn_relu_back(
     t: int, gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, dh: Any, dc: Any,
     reset_h: Any, dreset_h: Any,
@@ -340,7 +344,7 @@ def _rnn_relu_back(
     add_product(dh, 0, flat, 0, weight, 0, 0, units, units)
 
 
-@_inner
+@_in_loop
 def _lstm_back(
     t: int, gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, dh: Any, dc: Any,
     reset_h: Any, dreset_h: Any,
@@ -357,7 +361,7 @@ def _lstm_back(
     add_product(dh, 0, flat, 0, weight, 0, 0, 4 * units, units)
 
 
-@_inner
+@_in_loop
 def _gru_back(
     t: int, gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, dh: Any, dc: Any,
     reset_h: Any, dreset_h: Any,
@@ -373,7 +377,7 @@ def _gru_back(
     add_product(dh, 0, flat, 3 * units, weight, 2 * units, 0, units, units)
 
 
-@_inner
+@_in_loop
 def _gru_reset_before_back(
     t: int, gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, dh: Any, dc: Any,
     reset_h: Any, dreset_h: Any,
