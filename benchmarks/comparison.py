@@ -19,7 +19,7 @@ import pytest
 
 from hotloop import _backend
 from hotloop.bench.check import TOLERANCE, checked_grad_output, make_inputs, reference, relative_errors
-from hotloop.bench.peers import CANDIDATES, OURS, missing_modules
+from hotloop.bench.peers import BACKENDS, CANDIDATES, OURS, missing_modules
 from hotloop.bench.problems import HEADLINE, QUICK, Mode, Problem
 
 THREADS = 1
@@ -32,7 +32,7 @@ def candidates() -> list[Any]:
         pytest.param(
             name, marks=pytest.mark.skipif(bool(missing_modules(name)), reason=f"{name} is not installed"), id=name
         )
-        for name in (OURS, "torch", "numpy")
+        for name in (OURS, "torch", *BACKENDS)
     ]
 
 
@@ -79,7 +79,7 @@ def check_and_time(benchmark: Any, problem: Problem, name: str) -> None:
     """Check a candidate's answer to a problem, then time it."""
     if benchmark.disabled:
         problem = replace(problem, seq_len=min(problem.seq_len, SMOKE_STEPS))
-    with backend("numpy" if name == "numpy" else None), torch_threads(name):
+    with backend(name if name in BACKENDS else None), torch_threads(name):
         candidate = CANDIDATES[name](THREADS)
         inputs = make_inputs(problem)
         prepared = candidate.prepare(problem, inputs)

@@ -24,6 +24,12 @@ except ImportError:
         raise
     native = None
 
+try:
+    import hotloop._numba as numba
+except ImportError:
+    numba = None
+
+WITHOUT_NUMBA = pytest.mark.skip(reason="numba is not installed")
 WITHOUT_NATIVE = pytest.mark.skip(reason="the native module was not built, and HOTLOOP_REQUIRE_NATIVE is not set")
 ISAS = native.isas() if native else ("native",)
 
@@ -39,11 +45,14 @@ class Variant(NamedTuple):
 
 
 def _parameter(value):
-    missing = native is None and str(value) != "numpy"
-    return pytest.param(value, id=str(value), marks=WITHOUT_NATIVE if missing else ())
+    marks = {"numpy": (), "numba": () if numba else WITHOUT_NUMBA}.get(str(value), () if native else WITHOUT_NATIVE)
+    return pytest.param(value, id=str(value), marks=marks)
 
 
-@pytest.fixture(params=[_parameter(v) for v in (*(Variant("native", isa) for isa in ISAS), Variant("numpy"))])
+VARIANTS = (*(Variant("native", isa) for isa in ISAS), Variant("numba"), Variant("numpy"))
+
+
+@pytest.fixture(params=[_parameter(variant) for variant in VARIANTS])
 def variant(request):
     """Every backend on every instruction set, switched to for the length of a test."""
     yield from _switched(request.param)
@@ -63,6 +72,13 @@ def best_isa():
         pytest.skip(WITHOUT_NATIVE.kwargs["reason"])
     for variant in _switched(Variant("native", ISAS[0])):
         yield variant.isa
+
+
+@pytest.fixture(params=[_parameter(Variant("numba"))])
+def numba_backend(request):
+    """The numba backend, where numba is installed."""
+    for variant in _switched(request.param):
+        yield variant.backend
 
 
 @pytest.fixture
@@ -129,7 +145,7 @@ class PoisonedNumpy:
 def poisoned(monkeypatch):
     """Results hold NaN before a backend fills them, and what lies around them stays as it is."""
     numpy = PoisonedNumpy()
-    for module in filter(None, (hotloop._contract, native)):  # the results; the workspaces
+    for module in filter(None, (hotloop._contract, native, numba)):  # the results; the workspaces
         monkeypatch.setattr(module, "np", numpy)
     monkeypatch.setattr(hotloop._contract, "_memory", numpy)
     yield numpy

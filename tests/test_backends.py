@@ -105,11 +105,11 @@ def test_saved_arrays(case, variant):
     assert_close({"gates": args.gates, "c": args.c}, want, case.dtype, "forward")
 
 
-@pytest.mark.parametrize("numpy_first", [False, True], ids=["native_then_numpy", "numpy_then_native"])
+@pytest.mark.parametrize("numpy_first", [False, True], ids=["then_numpy", "numpy_first"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("seq_len", "batch_size", "hidden_size"), [(3, 2, 5), (17, 7, 33), (9, 16, 64)])
-def test_backward_on_what_another_backend_saved(cell, dtype, seq_len, batch_size, hidden_size, numpy_first, isa):
+def test_backward_on_what_another_backend_saved(cell, dtype, seq_len, batch_size, hidden_size, numpy_first, variant):
     case = Case(cell, dtype, seq_len, batch_size, 11, hidden_size, reverse=seq_len == 17)
     backends = [hotloop._backend.active(), _numpy]
     assert_matches_reference(case, run(case, *(backends[::-1] if numpy_first else backends)))

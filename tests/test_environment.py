@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from cases import CELLS, Case, assert_same_bits, train
+from conftest import WITHOUT_NUMBA, numba
 
 import hotloop
 import hotloop._backend
@@ -125,26 +126,31 @@ def test_info_prints_as_a_table(variant):
     assert len({line.index(value) for line, value in zip(lines[:2], (info.version, info.backend), strict=True)}) == 1
     assert lines[0].split() == ["version", hotloop.__version__]
     assert info.backend == variant.backend
-    assert info.variant == (variant.isa or f"numpy {np.__version__}")
+    other = {"numpy": np, "numba": numba and numba.numba}.get(variant.backend)
+    assert info.variant == (variant.isa or f"{variant.backend} {other.__version__}")
 
 
 # The fallback
 
 BLOCKED = """
 import sys, warnings
+BLOCK_NUMBA, NUMBA_ERROR = True, ModuleNotFoundError("No module named 'numba'")
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name == "hotloop._ffi":
             raise ImportError("_ffi is blocked, for a test")
+        if name == "numba" and BLOCK_NUMBA:
+            raise NUMBA_ERROR
 
 sys.meta_path.insert(0, Blocker())
 """
 
 
-def test_without_the_native_module(run_python):
+@pytest.mark.parametrize("backend", [pytest.param("numba", marks=() if numba else WITHOUT_NUMBA), "numpy"])
+def test_without_the_native_module(run_python, backend):
     """One warning that says why and points at the import; info says it too; and all works on."""
-    code = BLOCKED + """
+    code = BLOCKED + f"BLOCK_NUMBA = {backend == 'numpy'}\nbackend = {backend!r}\n" + """
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import hotloop
@@ -152,19 +158,35 @@ with warnings.catch_warnings(record=True) as caught:
     info = hotloop.info()
     output, h_n = hotloop.gru(np.ones((3, 2, 4)), np.ones((15, 4)), np.ones((15, 5)))
 assert output.shape == (3, 2, 5)
-assert info.backend == "numpy" and info.isas == ()
-assert set(info.not_in_use) == {"native"} and "_ffi is blocked, for a test" in info.not_in_use["native"]
+assert info.backend == backend and info.isas == ()
+assert set(info.not_in_use) == ({"native", "numba"} if BLOCK_NUMBA else {"native"})
+assert "_ffi is blocked, for a test" in info.not_in_use["native"]
 assert "_ffi is blocked, for a test" in str(info)
 (warning,) = caught
 assert warning.category is RuntimeWarning
 text = str(warning.message)
-assert text.startswith("hotloop runs on its numpy backend, which is much slower: native is not in use: "), text
+cost = "much slower" if BLOCK_NUMBA else "slower, and compiles at the first call"
+assert text.startswith(f"hotloop runs on its {backend} backend, which is {cost}: native is not in use: "), text
 assert "_ffi is blocked, for a test" in text
+why = "numba is not in use: No module named 'numba'; pip install \\"hotloop[numba]\\""
+assert (why in text) == BLOCK_NUMBA, text
 """  # fmt: skip
     run_python(code)
 
 
+def test_a_numba_that_does_not_load(run_python):
+    """Numba has its own words for a NumPy that is too new for it; whatever it raises, NumPy takes over."""
+    for error in ("ImportError", "SystemError"):
+        code = BLOCKED + f"NUMBA_ERROR = {error}('too new')\nimport hotloop; print(hotloop.info().not_in_use['numba'])"
+        done = run_python(code)
+        assert done.stdout.strip() == "numba does not load: too new"
+        assert done.stderr.count("RuntimeWarning") == 1
+
+
 def test_a_backend_asked_for_is_not_replaced(run_python):
+    done = run_python(BLOCKED + "import hotloop", check=False, HOTLOOP_BACKEND="numba")
+    assert done.returncode == 1
+    assert 'pip install "hotloop[numba]"' in done.stderr
     done = run_python(BLOCKED + "import hotloop", check=False, HOTLOOP_BACKEND="native")
     assert done.returncode == 1
     assert "_ffi is blocked, for a test" in done.stderr
@@ -265,7 +287,7 @@ def test_several_python_threads(variant):
             index = (number + turn) % len(cases)
             assert_same_bits(train(cases[index], threads=1 + turn % 2), serial[index])
 
-    if variant.backend == "numpy":  # its promise is a tolerance; equal calls are equal calls all the same
+    if variant.backend != "native":  # their promise is a tolerance; equal calls are equal calls all the same
         serial = [train(case) for case in cases]
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(work, range(4)))
@@ -308,8 +330,9 @@ import signal, sys, threading, numpy as np
 sys.path.insert(0, sys.argv[1])
 from cases import Case, backward_args, forward_args, run, reference, assert_matches_reference, train
 import hotloop._backend
-native = hotloop._backend.active()
-assert native.NAME == "native"
+backend = hotloop._backend.active()
+assert backend.NAME == sys.argv[4]
+train(Case("lstm", "float32"))  # numba compiles it
 case = Case("lstm", "float32", 4000, 32, 256, 256, upstream=("grad_h_n",))
 data = case.data()
 args = forward_args(case, data)
@@ -321,7 +344,7 @@ if sys.argv[2] == "backward":
     args.output[...] = 0
     args.gates[...] = 0.5
     args.c[...] = 0
-calls = {"forward": lambda: native.forward((args,), threads), "backward": lambda: native.backward((back,), threads)}
+calls = {"forward": lambda: backend.forward((args,), threads), "backward": lambda: backend.backward((back,), threads)}
 print("ready", flush=True)
 try:
     calls[sys.argv[2]]()
@@ -340,9 +363,19 @@ print("usable", flush=True)
 @pytest.mark.parametrize("function", ["forward", "backward"])
 def test_ctrl_c(function, threads, isa, tests_folder):
     """A long call is interrupted before its end, raises KeyboardInterrupt, and the next one works."""
+    interrupt(function, threads, "native", tests_folder, {"HOTLOOP_ISA": isa})
+
+
+@pytest.mark.parametrize("function", ["forward", "backward"])
+def test_ctrl_c_numba(function, numba_backend, tests_folder):
+    """The same on the numba backend."""
+    interrupt(function, 1, "numba", tests_folder, {"OPENBLAS_NUM_THREADS": "1"})
+
+
+def interrupt(function, threads, backend, tests_folder, variables):
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, tests_folder, function, str(threads)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(isa),
+        [sys.executable, "-c", INTERRUPTED, tests_folder, function, str(threads), backend],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(backend) | variables,
     )  # fmt: skip
     try:
         assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -356,8 +389,8 @@ def test_ctrl_c(function, threads, isa, tests_folder):
     assert output.split() == ["interrupted", "unfinished", "usable"], errors
 
 
-def environment(isa):
+def environment(backend):
     import os
 
     env = {name: value for name, value in os.environ.items() if not name.startswith("HOTLOOP_")}
-    return env | {"HOTLOOP_ISA": isa, "HOTLOOP_BACKEND": "native"}
+    return env | {"HOTLOOP_BACKEND": backend}

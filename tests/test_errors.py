@@ -650,7 +650,7 @@ def test_backend_by_name(run_python, best_isa):
     for value, output in [
         ("native", "native {}"),
         ("", "native {}"),
-        ("numpy", "numpy {'native': 'HOTLOOP_BACKEND=numpy'}"),
+        ("numpy", "numpy {'native': 'HOTLOOP_BACKEND=numpy', 'numba': 'HOTLOOP_BACKEND=numpy'}"),
     ]:
         done = run_python(code, HOTLOOP_BACKEND=value)
         assert done.stdout.strip() == output

@@ -1,4 +1,7 @@
-"""Which backend runs: native, then numpy, or what HOTLOOP_BACKEND names. The only place that knows them all."""
+"""Which backend runs: native, then numba, then numpy, or what HOTLOOP_BACKEND names.
+
+The only place that knows them all.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ import numpy as np
 from ._contract import Backend, check_threads
 from ._environment import refuse
 
-ORDER = ("native", "numpy")
+ORDER = ("native", "numba", "numpy")
+
+_COST = {"numba": "slower, and compiles at the first call", "numpy": "much slower"}
 
 _active: Backend | None = None
 _why_not: dict[str, str] = {}  # backend: why it could not be loaded
@@ -45,7 +50,9 @@ def _choose() -> Backend:
             continue
         if _why_not:
             warnings.warn(
-                f"hotloop runs on its {name} backend, which is much slower: {_reasons()}", RuntimeWarning, stacklevel=3
+                f"hotloop runs on its {name} backend, which is {_COST[name]}: {_reasons()}",
+                RuntimeWarning,
+                stacklevel=3,
             )
         return backend
     raise AssertionError("the numpy backend always loads")
@@ -180,22 +187,22 @@ def info() -> Info:
     Returns
     -------
     Info
-        A dataclass with the fields `version`, `backend` ("native" or "numpy"), `variant` (the instruction set),
-        `isas` (those this processor can run, best first), `threads`, `processors`, `not_in_use` (a dict from a
-        better backend to the reason it is not in use), `python`, `numpy`, `processor` and `platform`. `print` shows it
-        as a table.
+        A dataclass with the fields `version`, `backend` ("native", "numba" or "numpy"), `variant` (the instruction
+        set, or the version of Numba or NumPy), `isas` (those this processor can run, best first), `threads`,
+        `processors`, `not_in_use` (a dict from a better backend to the reason it is not in use), `python`, `numpy`,
+        `processor` and `platform`. `print` shows it as a table.
 
     Examples
     --------
     >>> import hotloop
-    >>> hotloop.info().backend in ("native", "numpy")
+    >>> hotloop.info().backend in ("native", "numba", "numpy")
     True
     """
     backend = active()
     reasons = dict(_why_not)
     wanted = os.environ.get("HOTLOOP_BACKEND", "")
-    if wanted and wanted != ORDER[0] and wanted == backend.NAME:
-        reasons[ORDER[0]] = f"HOTLOOP_BACKEND={wanted}"
+    if wanted == backend.NAME:
+        reasons |= dict.fromkeys(ORDER[: ORDER.index(wanted)], f"HOTLOOP_BACKEND={wanted}")
     return Info(
         version=metadata.version("hotloop"),
         backend=backend.NAME,

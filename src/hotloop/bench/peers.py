@@ -52,7 +52,7 @@ class Candidate(Protocol):
 
 
 class Hotloop:
-    """Ourselves, on whatever backend is active: the native one, or the numpy one as a peer."""
+    """Ourselves, on whatever backend is active: the native one, or another one beside it."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -342,9 +342,10 @@ def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
 
 
 OURS = "hotloop"
+BACKENDS = ("numba", "numpy")  # of ours, shown beside the best one
 CANDIDATES: dict[str, Callable[[int], Candidate]] = {
     OURS: Hotloop,
-    "numpy": Hotloop,  # in a worker whose backend is numpy
+    **dict.fromkeys(BACKENDS, Hotloop),  # in workers whose backend they are
     "torch": Torch,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
@@ -353,6 +354,7 @@ CANDIDATES: dict[str, Callable[[int], Candidate]] = {
 PEERS = tuple(name for name in CANDIDATES if name != OURS)
 
 _MODULES = {
+    "numba": ("numba",),
     "numpy": ("numpy",),
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnx"),

@@ -154,8 +154,8 @@ def candidate_environment(name: str, threads: int, isa: str | None) -> dict[str,
         variables["JAX_PLATFORMS"] = "cpu"
         eigen = "--xla_cpu_multi_thread_eigen=" + ("false" if threads == 1 else "true")
         variables["XLA_FLAGS"] = f"{eigen} intra_op_parallelism_threads={count}"
-    if name == "numpy":
-        variables["HOTLOOP_BACKEND"] = "numpy"
+    if name in ("numba", "numpy"):
+        variables["HOTLOOP_BACKEND"] = name
     if isa is not None:
         variables["HOTLOOP_ISA"] = isa
     return variables

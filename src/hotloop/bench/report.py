@@ -28,6 +28,7 @@ STYLES = {
     "onnxruntime": ("#009E73", "^"),
     "openvino": ("#CC79A7", "D"),
     "jax": ("#56B4E9", "v"),
+    "numba": ("#7A4900", "P"),
     "numpy": ("#666666", "x"),
 }
 DASHES = ("-", "--", ":", "-.")
@@ -269,7 +270,7 @@ def _label(problem: Problem) -> str:
 
 def _case_table(cases: Sequence[results.Case]) -> str:
     heads = ("problem", "threads", "time", "GF/s", "steps/s", "best peer, same threads", "speed-up (95 % interval)",
-             "best against best", "of roof")  # fmt: skip
+             "best against best", "our numba backend", "of roof")  # fmt: skip
     lines = []
     for case in cases:
         for row in results.rows(case):

@@ -41,8 +41,8 @@ def ours(case: Case, threads: int | None = None) -> CandidateRecord | None:
 
 
 def best_peer(case: Case, threads: int | None = None) -> CandidateRecord | None:
-    """Find the fastest of the others at that number of threads, or at any."""
-    found = [c for c in timed(case) if c["name"] != OURS and threads in (None, c["threads"])]
+    """Find the fastest of the others at that number of threads, or at any. Our own Numba backend is none of them."""
+    found = [c for c in timed(case) if c["name"] not in (OURS, "numba") and threads in (None, c["threads"])]
     return min(found, key=seconds, default=None)
 
 
@@ -88,6 +88,7 @@ class Row:
     speedup: stats.Interval | None  # over it
     overall_peer: CandidateRecord | None  # the best at any number of threads; on the row of our own best only
     overall: stats.Interval | None
+    numba_seconds: float | None  # of our Numba backend
     of_roof: float | None
 
 
@@ -101,6 +102,7 @@ def rows(case: Case) -> Iterator[Row]:
         peer = best_peer(case, threads)
         overall_peer = best_peer(case) if us is fastest else None
         parts = roof_parts(case, threads)
+        numba = [seconds(c) for c in timed(case) if (c["name"], c["threads"]) == ("numba", threads)]
         yield Row(
             problem=problem_of(case),
             threads=threads,
@@ -111,6 +113,7 @@ def rows(case: Case) -> Iterator[Row]:
             speedup=None if peer is None else stats.speedup(us["rounds"], peer["rounds"]),
             overall_peer=overall_peer,
             overall=None if overall_peer is None else stats.speedup(us["rounds"], overall_peer["rounds"]),
+            numba_seconds=numba[0] if numba else None,
             of_roof=None if parts is None else sum(parts.values()) / seconds(us),
         )
 
@@ -192,5 +195,6 @@ def cells(row: Row) -> tuple[str, ...]:
         format_candidate(row.peer),
         format_interval(row.speedup),
         overall,
+        "-" if row.numba_seconds is None else format_seconds(row.numba_seconds),
         "-" if row.of_roof is None else f"{row.of_roof:.0%}",
     )
