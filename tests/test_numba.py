@@ -193,6 +193,11 @@ print(sorted({"torch", "numba", "matplotlib", "onnxruntime", "jax", "rich", "pyt
     assert done.stderr == ""
 
 
+def test_without_jit(run_python):
+    done = run_python("import hotloop", check=False, HOTLOOP_BACKEND="numba", NUMBA_DISABLE_JIT="1")
+    assert done.stderr.endswith("NUMBA_DISABLE_JIT is set\n")
+
+
 def test_several_threads_at_their_first_call(run_python, tests_folder):
     """Threads that all compile, or load, the same kernels."""
     code = QUICK + """

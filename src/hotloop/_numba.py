@@ -19,6 +19,8 @@ except ModuleNotFoundError as error:
     raise ImportError(f'{error}; pip install "hotloop[numba]"') from error
 except Exception as error:  # e.g. a numpy too new for it
     raise ImportError(f"numba does not load: {error}") from error
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 from . import _numba_kernels as _kernels
 from ._contract import Array, Backward, Cell, Forward, Weights
