@@ -327,6 +327,7 @@ assert not signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1]) - {signa
 
 INTERRUPTED = """
 import signal, sys, threading, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 sys.path.insert(0, sys.argv[1])
 from cases import Case, backward_args, forward_args, run, reference, assert_matches_reference, train
 import hotloop._backend
