@@ -397,7 +397,7 @@ def test_workspaces_are_not_overrun(cell, batch_size, isa):
                 memory = np.full(size + 256, 0xA5, np.uint8)
                 start = -memory.ctypes.data % 64 + 64 + offset
                 setattr(call, name, (call.address(memory[start:]), size))
-                assert run() == lib.HOTLOOP_OK
+                drive(run)  # on a busy machine several rounds may take long enough to come back early
                 assert (memory[:start] == 0xA5).all()
                 assert (memory[start + size :] == 0xA5).all()
 
