@@ -411,8 +411,8 @@ def make_output(
     outer = layout.shape(*shape)
     if out is None:
         out = _memory.empty(outer, dtype)
-    else:
-        check_out(out, layout.rule(features), outer, dtype, inputs)
+        return out, layout.time_major(out)
+    check_out(out, layout.rule(features), outer, dtype, inputs)
     view = layout.time_major(out)
     return out, view if _runs_in_place(view) else np.empty(shape, dtype)
 
@@ -479,8 +479,10 @@ def check_forward(
     check_size(weights, seq_len, batch_size, training)
     h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched)
     c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched)
-    parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)
-    inputs = dict(zip(("x", "h0", "c0", *PARAMETERS), (*given, *parameters), strict=True))
+    inputs: Mapping[str, Any] = {}
+    if out is not None:
+        parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)
+        inputs = dict(zip(("x", "h0", "c0", *PARAMETERS), (*given, *parameters), strict=True))
     output, view = make_output(out, layout, (seq_len, *state), "hidden_size", dtype, inputs)
     c_n = np.empty(state, dtype) if weights.cell.has_c else None
     args = make_forward(weights, x, h0, c0, view, np.empty(state, dtype), c_n, reverse=reverse,
@@ -488,12 +490,11 @@ def check_forward(
     return args, output, layout
 
 
-def finish_output(output: Array, filled: Array, layout: Layout) -> Array:
-    """`output`, where the backend could not write into it: an `out=` whose features do not lie side by side."""
+def finish_output(output: Array, filled: Array, layout: Layout) -> None:
+    """Fill `output` where the backend could not: an `out=` whose features do not lie side by side."""
     view = layout.time_major(output)
     if not _runs_in_place(view):
         view[...] = filled
-    return output
 
 
 def check_wrt(wrt: Any, names: Sequence[str]) -> frozenset[str]:

@@ -54,14 +54,15 @@ if not lib.hotloop_isa():
     refuse(ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {os.environ['HOTLOOP_ISA']!r}"))
 
 
+_FORWARD, _BACKWARD = ffi.typeof("hotloop_forward_args[]"), ffi.typeof("hotloop_backward_args[]")
 _NULL = ffi.NULL
 _from_buffer = ffi.from_buffer
 
 
 def _address(array: Array | None) -> Any:
-    # from_buffer takes 0.15 us and contiguous arrays only, ctypes.data 1 us.
     if array is None:
         return _NULL
+    # from_buffer takes 0.15 us and contiguous arrays only, ctypes.data 1 us.
     return _from_buffer(array) if array.flags.c_contiguous else ffi.cast("void *", array.ctypes.data)
 
 
@@ -82,8 +83,10 @@ def _set_weights(target: Any, weights: Weights) -> None:
     target.hidden_size = weights.hidden_size
     target.weight_ih = _address(weights.weight_ih)
     target.weight_hh = _address(weights.weight_hh)
-    target.bias_ih = _address(weights.bias_ih)
-    target.bias_hh = _address(weights.bias_hh)
+    if weights.bias_ih is not None:  # fields are NULL until they are set
+        target.bias_ih = _address(weights.bias_ih)
+    if weights.bias_hh is not None:
+        target.bias_hh = _address(weights.bias_hh)
 
 
 def _strides(sequence: Array) -> tuple[int, int]:
@@ -113,16 +116,17 @@ def _set_forward(target: Any, args: Forward) -> None:
     target.seq_len, target.batch_size = x.shape[:2]
     target.x = _address(x)
     target.x_stride_t, target.x_stride_b = _strides(x)
-    target.h0, target.c0 = _address(args.h0), _address(args.c0)
     target.output = _address(output)
     target.output_stride_t, target.output_stride_b = _strides(output)
-    target.h_n, target.c_n = _address(args.h_n), _address(args.c_n)
-    target.gates, target.c = _address(args.gates), _address(args.c)
+    target.h_n = _address(args.h_n)
+    for name in ("h0", "c0", "c_n", "gates", "c"):
+        if (array := getattr(args, name)) is not None:
+            setattr(target, name, _address(array))
 
 
 def forward(recurrences: Sequence[Forward], threads: int) -> None:
     count = len(recurrences)
-    targets = ffi.new("hotloop_forward_args[]", count)
+    targets = ffi.new(_FORWARD, count)
     for target, args in zip(targets, recurrences, strict=True):
         _set_forward(target, args)
         if args.packed is not None:
@@ -132,7 +136,7 @@ def forward(recurrences: Sequence[Forward], threads: int) -> None:
 
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
     count = len(recurrences)
-    targets = ffi.new("hotloop_backward_args[]", count)
+    targets = ffi.new(_BACKWARD, count)
     for target, args in zip(targets, recurrences, strict=True):
         _set_backward(target, args)
     _run(lib.hotloop_backward_workspace, lib.hotloop_backward, targets, count, threads)

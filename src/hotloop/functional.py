@@ -57,7 +57,9 @@ def _run(
         parameters=weights,
     )
     _backend.active().forward((args,), _backend.threads_of(threads))
-    return args, finish_output(output, args.output, layout), layout
+    if out is not None:
+        finish_output(output, args.output, layout)
+    return args, output, layout
 
 
 def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> Callable[..., Any]:

@@ -345,8 +345,8 @@ class _Layers:
         h0, c0 = self._states(state, batch_size, layout.unbatched)
         shape = (seq_len, batch_size, self._directions * self._hidden_size)
         features = "2*hidden_size" if self._bidirectional else "hidden_size"
-        inputs = {"x": given} | self._parameters
-        if state is not None:
+        inputs: dict[str, Any] = {} if out is None else {"x": given} | self._parameters
+        if out is not None and state is not None:
             inputs |= dict(zip(("h0", "c0"), state, strict=True)) if self._cell.has_c else {"h0": state}
         output, last = make_output(out, layout, shape, features, self._dtype, inputs)
         states = (self._num_layers * self._directions, batch_size, self._hidden_size)
@@ -376,7 +376,8 @@ class _Layers:
                     recurrences = [replace(args, x=stack.outputs[-1]) for args in recurrences]
                 stack.recurrences.append(recurrences)
                 stack.outputs.append(sequence)
-        finish_output(output, last, layout)
+        if out is not None:
+            finish_output(output, last, layout)
         h_n = layout.state(h_n)
         return output, h_n if c_n is None else (h_n, layout.state(c_n)), stack
 
