@@ -62,7 +62,7 @@ bool use_table(const char* name) {
 const KernelTable* active_table() {
   const KernelTable* table = active.load(std::memory_order_acquire);
   if (table == nullptr) {
-    const char* const wanted = getenv("HOTLOOP_ISA");
+    const char* const wanted = getenv("HOTLOOP_ISA");  // NOLINT(concurrency-mt-unsafe): nobody here writes it
     table = wanted != nullptr && *wanted != '\0' ? find(wanted) : table_at(0);
     if (table != nullptr) active.store(table, std::memory_order_release);
   }

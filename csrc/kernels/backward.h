@@ -371,7 +371,7 @@ struct BackwardRun {
   }
 
   void sum_columns(int64_t first, int64_t last, int64_t rows) const {
-    constexpr int kWide = 8;
+    constexpr int64_t kWide = 8;
     for (int64_t column = first; column < last;) {
       if (column + kWide * kL <= last) {
         sum_vectors<kWide>(column, Part<T>(kL), rows);
