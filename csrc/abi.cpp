@@ -74,9 +74,10 @@ int check_call(const hotloop_forward_args& args) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   if (args.packed != nullptr) {
+    if (reinterpret_cast<uintptr_t>(args.packed) % 64 != 0) return HOTLOOP_PACKED_ELSEWHERE;
     const PackedHeader& header = *static_cast<const PackedHeader*>(args.packed);
-    if (reinterpret_cast<uintptr_t>(args.packed) % 64 != 0 || header.table != &table || header.cell != args.cell ||
-        header.dtype != args.dtype || header.input_size != args.input_size || header.hidden_size != args.hidden_size) {
+    if (header.table != &table || header.cell != args.cell || header.dtype != args.dtype ||
+        header.input_size != args.input_size || header.hidden_size != args.hidden_size) {
       return HOTLOOP_PACKED_ELSEWHERE;
     }
   } else if (args.weight_ih == nullptr || args.weight_hh == nullptr) {
