@@ -100,11 +100,19 @@ for _ in calls():
 def test_import_is_light(run_python, backend, best_isa):
     """Nothing heavy, and nothing that sets the floating-point environment, comes along."""
     code = """
-import sys, hotloop
+import sys, numpy
+before = set(sys.modules)
+import hotloop
 heavy = {"torch", "numba", "matplotlib", "scipy", "onnxruntime", "onnx", "openvino", "jax", "rich", "pytest"}
-print(sorted(heavy & set(sys.modules)))
+heavy |= {"importlib.metadata", "hotloop.bench", "hotloop.cli"} - before
+print(sorted(heavy & set(sys.modules)), hotloop.__version__ == hotloop.info().version)
 """
-    assert run_python(code, HOTLOOP_BACKEND=backend).stdout.strip() == "[]"
+    assert run_python(code, HOTLOOP_BACKEND=backend).stdout.strip() == "[] True"
+
+
+def test_there_are_no_other_names(best_isa):
+    with pytest.raises(AttributeError, match="module 'hotloop' has no attribute 'lstn'"):
+        _ = hotloop.lstn
 
 
 def test_isa_of_the_environment(run_python, isa):

@@ -1,6 +1,6 @@
 """Fused vanilla-RNN, LSTM and GRU kernels for CPUs: forward and backpropagation through time."""
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from ._backend import Info, active, get_num_threads, info, set_num_threads
 from ._contract import Gradients, LSTMGradients
@@ -27,7 +27,18 @@ __all__ = [
     "set_num_threads",
 ]
 
-__version__ = _version("hotloop")
+__version__: str
+
+if not _TYPE_CHECKING:  # else every name would seem to be there
+
+    def __getattr__(name: str) -> str:
+        """`__version__`, looked up when asked for: importlib.metadata is two thirds of the time of an import."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version(__name__)
+
 
 active()  # chosen now, so that a fallback warns at import and not in the middle of a run
 del active

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -198,6 +198,8 @@ def info() -> Info:
     >>> hotloop.info().backend in ("native", "numba", "numpy")
     True
     """
+    from importlib import metadata  # not at the top: it would be two thirds of the time of `import hotloop`
+
     backend = active()
     reasons = dict(_why_not)
     wanted = os.environ.get("HOTLOOP_BACKEND", "")
