@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -621,6 +622,9 @@ def need(program):
     return path
 
 
+needs_elf = pytest.mark.skipif(sys.platform == "darwin", reason="reads symbol tables as ELF has them")
+
+
 def run(*command):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
 
@@ -635,6 +639,7 @@ def kernel_flags():
     return {source: [*common, *special.get(source, "").split(";")] for source in sources}
 
 
+@needs_elf
 @pytest.mark.parametrize("level", ["-O1", pytest.param("-O3", marks=pytest.mark.long)])
 @pytest.mark.parametrize("source", kernel_flags())
 def test_an_isa_exports_one_symbol(source, level, tmp_path):
@@ -678,6 +683,7 @@ def test_the_module_needs_no_openmp(best_isa):
     assert not [name for name in needed if re.search(r"gomp|omp5|libomp|iomp", name)]
 
 
+@needs_elf
 def test_the_module_exports_its_entry_alone(best_isa):
     """The dynamic symbol table of the module: no C++ of ours can meet another library's."""
     lines = run(need("nm"), "-D", "--defined-only", _ffi.__file__).splitlines()
