@@ -297,7 +297,10 @@ def choose(mutants: list[Any], arguments: argparse.Namespace) -> list[Any]:
         mutants = [mutant for mutant in mutants if any(name in mutant.name for name in arguments.only)]
     if arguments.sample is not None:
         mutants = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
-    return mutants
+    # The quick ones first: Python needs no compiler, and the kernels take it longest.
+    return sorted(
+        mutants, key=lambda mutant: (mutant.file.startswith("csrc/"), mutant.file.startswith("csrc/kernels/"))
+    )
 
 
 def main() -> int:
