@@ -662,7 +662,7 @@ FORWARD = [
         "output.at(T_ - 1, b)",
         "output.at(steps - 1, b)",
         "h_n is the state after as many steps as the last round had",
-        "tests/test_backends.py tests/test_bitwise.py -k 'test_float32_over_a_thousand or test_cut_a_long'",
+        "tests/test_abi.py -k test_long_calls_come_back",
     ),
     Mutant(
         "two-passes-share-their-gates",

@@ -370,6 +370,7 @@ if sys.argv[2] == "backward":
     args.gates[...] = 0.5
     args.c[...] = 0
 calls = {"forward": lambda: native.forward((args,), threads), "backward": lambda: native.backward((back,), threads)}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 try:  # on a busy machine the signal may come before the call
     print("ready", flush=True)
     calls[sys.argv[2]]()
