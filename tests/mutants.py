@@ -1290,7 +1290,7 @@ GLUE = [
         "not (step % size or row % size)",
         "not (step % size)",
         "rows that are no whole number of elements apart are taken as they are",
-        "tests/test_bitwise.py -k test_strides",
+        "tests/test_backends.py -k test_rows_a_byte_further_apart",
     ),
     Mutant(
         "contract-state-contiguous",
@@ -1535,10 +1535,10 @@ GLUE = [
     Mutant(
         "backend-variable-ignored",
         "src/hotloop/_backend.py",
-        'wanted = os.environ.get("HOTLOOP_BACKEND", "")\n    if wanted:',
-        'wanted = os.environ.get("HOTLOOP_BACKEND", "")\n    if not wanted:',
-        "the named backend is not used, and without a name there is none",
-        "tests/test_errors.py -k backend",
+        "return load(wanted)",
+        "return load(ORDER[0])",
+        "the best backend is used whatever HOTLOOP_BACKEND names",
+        "tests/test_errors.py -k test_backend_by_name",
     ),
     Mutant(
         "backend-threads-of-the-call",

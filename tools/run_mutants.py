@@ -49,7 +49,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "Redirecting" not in t
 class Outcome(NamedTuple):
     """What became of a mutant; only `caught` and `not here` are good."""
 
-    verdict: str  # caught, SURVIVED, did not compile, not here
+    verdict: str  # caught, SURVIVED, did not compile, not here, BROKEN (the entry itself)
     detail: str
     seconds: float
 
@@ -178,7 +178,7 @@ def pytest(selection: tuple[str, ...], tree: Path, site: Path, timeout: float) -
         _running.discard(process)
     if process.returncode == 0:
         return "passed", ""
-    if process.returncode in (4, 5):
+    if process.returncode == 5:
         return "no tests", output[-500:]
     if process.returncode < 0:
         return "failed", f"signal {signal.Signals(-process.returncode).name}"
@@ -249,6 +249,8 @@ class Runner:
         tree = self.trees.get()
         try:
             verdict, detail = self._run(mutant, tree)
+        except Failure as failure:
+            verdict, detail = "BROKEN", str(failure)
         finally:
             self.trees.put(tree)
         return Outcome(verdict, detail, time.monotonic() - start)
@@ -259,7 +261,7 @@ class Runner:
         file = tree / mutant.file
         text = file.read_text(encoding="utf-8")
         if text.count(mutant.old) != 1:
-            raise Failure(f"{mutant.name}: its text occurs {text.count(mutant.old)} times in {mutant.file}")
+            raise Failure(f"its text occurs {text.count(mutant.old)} times in {mutant.file}")
         file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
         objects = Path(tempfile.mkdtemp(dir=self.folder))
         try:
@@ -269,7 +271,7 @@ class Runner:
                 return "did not compile", str(error)
             verdict, detail = pytest(selection_of(mutant), tree, self.site, self.timeout)
             if verdict == "no tests":
-                raise Failure(f"{mutant.name}: {mutant.tests} selects no tests: {detail}")
+                raise Failure(f"{mutant.tests} selects no tests: {detail}")
             if verdict == "failed":
                 return "caught", detail
             if self.own:
@@ -339,7 +341,7 @@ def run_all(mutants: list[Any], jobs: int, own: bool, checked: bool) -> int:
         try:
             for mutant, outcome in zip(mutants, executor.map(runner.run, mutants), strict=True):
                 outcomes.append(outcome)
-                detail = outcome.detail if "compile" in outcome.verdict else outcome.detail[:110]
+                detail = outcome.detail[: 110 if outcome.verdict == "caught" else 2000]
                 print(f"{outcome.verdict:<9} {outcome.seconds:5.0f} s  {mutant.name:<44} {detail}", flush=True)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -354,7 +356,7 @@ def run_all(mutants: list[Any], jobs: int, own: bool, checked: bool) -> int:
         print(f"{area:<16} " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     print(f"{len(mutants)} mutants: {total}; {time.monotonic() - start:.0f} s")
-    return 1 if counts["SURVIVED"] + counts["did not compile"] else 0
+    return 0 if counts["caught"] + counts["not here"] == len(mutants) else 1
 
 
 if __name__ == "__main__":
