@@ -612,6 +612,57 @@ def test_long_calls_of_tiny_cells_come_back(cell, isa):
         early = drive(call.run_forward)
 
 
+def test_a_flat_call_does_not_come_back_early(best_isa):
+    """However long it takes: a call that the struct's function takes in slices is done after one flat one."""
+    early, seq_len = 0, 1 << 15
+    while not early:
+        seq_len *= 2
+        assert seq_len <= 1 << 20, "it never came back"
+        call = Call(Case("lstm", "float32", seq_len, 2, 4, 16), training=False)
+        early = drive(call.run_forward)
+    want = {name: array.copy() for name, array in call.all().items()}
+    for array in call.results.values():
+        array.fill(np.nan)
+    f = call.forward
+    assert lib.hotloop_forward_flat(
+        f.cell, f.dtype, f.reverse, f.seq_len, f.batch_size, f.input_size, f.hidden_size, f.x, f.x_stride_t,
+        f.x_stride_b, f.weight_ih, f.weight_hh, f.bias_ih, f.bias_hh, f.h0, f.c0, f.output, f.output_stride_t,
+        f.output_stride_b, f.h_n, f.c_n, f.gates, f.c, 1, *call.forward_workspace,
+    ) == lib.HOTLOOP_OK  # fmt: skip
+    assert_same_bits(call.all(), want)
+
+
+# What lies beside the ordinary
+
+
+def test_several_recurrences_the_largest_first(isa):
+    """The workspace is that of the largest, wherever it stands."""
+    calls = [Call(Case("gru", "float64", 20, 4, 6, units)) for units in (60, 30, 4)]
+    forward = ffi.new("hotloop_forward_args[]", [call.forward for call in calls])
+    size = lib.hotloop_forward_workspace(forward, 3, 1)
+    assert size >= 3 * lib.hotloop_forward_workspace(ffi.addressof(calls[0].forward), 1, 1)
+    assert lib.hotloop_forward(forward, 3, 1, *workspace(size)) == lib.HOTLOOP_OK
+    backward = ffi.new("hotloop_backward_args[]", [call.struct[0] for call in calls])
+    size = lib.hotloop_backward_workspace(backward, 3, 1)
+    assert lib.hotloop_backward(backward, 3, 1, *workspace(size)) == lib.HOTLOOP_OK
+    for call in calls:
+        assert_same_bits(call.all(), train(call.case))
+
+
+@pytest.mark.parametrize("threads", [0, -1, -(2**31)])
+def test_fewer_threads_than_one_are_one(cell, threads, best_isa):
+    case = Case(cell, "float32", 40, 9, 20, 70)
+    one, call = Call(case), Call(case, threads=threads)
+    assert (one.run_forward(), one.run_backward()) == (lib.HOTLOOP_OK, lib.HOTLOOP_OK)
+    assert (call.run_forward(), call.run_backward()) == (lib.HOTLOOP_OK, lib.HOTLOOP_OK)
+    assert_same_bits(call.all(), one.all())
+
+
+def test_an_unknown_isa_leaves_the_one_in_use(isa):
+    assert lib.hotloop_use_isa(b"sse9") == lib.HOTLOOP_UNKNOWN_ISA
+    assert ffi.string(lib.hotloop_isa()).decode() == isa
+
+
 # What was built
 
 

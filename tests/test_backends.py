@@ -320,3 +320,19 @@ def test_the_comparison_sees_a_gate_swap():
     with pytest.raises(AssertionError, match="output"):
         assert_matches_reference(case, results)
     assert set(reference_gradients(case, results["output"])) == {f"grad_{name}" for name in INPUTS}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_a_byte_further_apart(cell, axis, variant):
+    """Steps, or rows, whose distance is no whole number of elements, while the other's is."""
+    case = Case(cell, "float32", 9, 7, 5, 21)
+    data = case.data()
+    moved = dict(data)
+    for name in ("x", "grad_output"):
+        strides = list(data[name].strides)
+        strides[axis] = data[name].nbytes + 1  # room for all there is along the other axis
+        raw = np.zeros(strides[axis] * data[name].shape[axis], np.uint8)
+        moved[name] = np.ndarray(data[name].shape, data[name].dtype, raw, strides=strides)
+        moved[name][...] = data[name]
+    assert_equal_numbers(train(case, moved), train(case, data))

@@ -331,6 +331,54 @@ assert not signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1]) - {signa
     run_python(code, tests_folder, timeout=60)
 
 
+def test_the_pool_goes_on_working(run_python, best_isa, tests_folder):
+    """Its thread takes part in later calls too, and not in the first alone."""
+    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+        pytest.skip("needs /proc and two processors")
+    code = CALLS + """
+import os, time
+case = Case("lstm", "float32", 60, 16, 40, 64)
+before = set(os.listdir("/proc/self/task"))
+infer(case, threads=2)
+(worker,) = set(os.listdir("/proc/self/task")) - before
+
+def status():
+    with open(f"/proc/self/task/{worker}/status") as file:
+        return {name: value.strip() for name, value in (line.split(":", 1) for line in file)}
+
+def switches():
+    return int(status()["voluntary_ctxt_switches"])
+
+while not status()["State"].startswith("S"):  # it sleeps, and never switches again unless it is woken
+    time.sleep(0.01)
+asleep = switches()
+for _ in range(10_000):
+    infer(case, threads=2)
+    if switches() > asleep:
+        break
+else:
+    raise AssertionError("it slept through ten thousand calls")
+"""  # fmt: skip
+    run_python(code, tests_folder, timeout=60)
+
+
+def test_processors_are_those_of_the_process(run_python, best_isa, tests_folder):
+    """One that may run on one processor counts one, and starts no thread however many a call is given."""
+    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+        pytest.skip("needs /proc and two processors")
+    code = CALLS + """
+import os
+from hotloop import _backend, _native
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+assert _backend.processors() == _native.lib.hotloop_processors() == 1
+case = Case("lstm", "float32", 60, 16, 40, 64)
+before = len(os.listdir("/proc/self/task"))
+infer(case, threads=2)
+assert len(os.listdir("/proc/self/task")) == before
+"""  # fmt: skip
+    run_python(code, tests_folder, timeout=60)
+
+
 # Ctrl-C
 
 INTERRUPTED = """
@@ -354,8 +402,8 @@ if sys.argv[2] == "backward":
     args.gates[...] = 0.5
     args.c[...] = 0
 calls = {"forward": lambda: backend.forward((args,), threads), "backward": lambda: backend.backward((back,), threads)}
-print("ready", flush=True)
-try:
+try:  # on a busy machine the signal may come before the call
+    print("ready", flush=True)
     calls[sys.argv[2]]()
 except KeyboardInterrupt:
     print("interrupted", flush=True)

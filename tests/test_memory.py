@@ -86,6 +86,15 @@ def test_what_is_kept_is_bounded(next_one):
     assert _memory.empty(LARGE, FLOAT32).base.__array_interface__["shape"] == LARGE
 
 
+def test_a_small_array_does_not_keep_the_memory_of_a_large_one():
+    large = _memory.empty((12 << 20,), FLOAT32)
+    address = large.ctypes.data
+    del large
+    small = _memory.empty(LARGE, FLOAT32)
+    assert small.ctypes.data != address
+    assert _memory.empty((12 << 20,), FLOAT32).ctypes.data == address
+
+
 def test_threads():
     def work(number):
         for round_ in range(200):

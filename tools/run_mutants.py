@@ -1,0 +1,363 @@
+"""Run the test suite against seeded faults: every mutant of tests/mutants.py must make it fail.
+
+    python tools/run_mutants.py                        all of them
+    python tools/run_mutants.py --sample 10 --seed 7   ten
+    python tools/run_mutants.py --only NAME NAME       some, by name or by a part of it
+    python tools/run_mutants.py --list                 names and faults
+    python tools/run_mutants.py --own                  all, and none gets a second chance by the whole suite
+
+Works on a copy of the tree, in a temporary folder, with the tests and tools of the environment it runs in: the extra
+`test`, cffi >= 2.1, CMake (with Ninja or make) and a C++ compiler. The unmutated copy has to pass first. For each
+mutant one line is changed, what that touches is compiled again (-O1, one instruction set), and its own selection of the
+tests is run; where that passes, all instruction sets are compiled and the whole suite is run before it counts as
+survived. A crash and a test that does not end count as caught. A mutant that does not compile counts as neither.
+
+Exit status: 0 if every mutant was caught or needs an instruction set that this processor lacks, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import queue
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITE = ("tests", "--ignore=tests/test_mutants.py")  # that one sees every mutant, since it reads the source
+# An editable installation would import the package from where it was installed from. `site` runs this file after it has
+# installed such redirections, in every interpreter that the tests start.
+SITECUSTOMIZE = """import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
+"""
+
+
+class Outcome(NamedTuple):
+    """What became of a mutant; only `caught` and `not here` are good."""
+
+    verdict: str  # caught, SURVIVED, did not compile, not here, BROKEN (the entry itself)
+    detail: str
+    seconds: float
+
+
+class Failure(Exception):
+    """The run itself went wrong."""
+
+
+def load_mutants() -> list[Any]:
+    spec = importlib.util.spec_from_file_location("mutants", ROOT / "tests" / "mutants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.MUTANTS)
+
+
+def copy_tree(target: Path) -> None:
+    """The files of the working tree that git knows or would add; in an unpacked source distribution all of them."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
+    )
+    if listed.returncode:
+        names = ("build", "dist", ".venv", "__pycache__", ".*_cache", "*.so")
+        shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*names))
+        return
+    for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+
+
+def environment(tree: Path, site: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HOTLOOP_")}
+    path = os.pathsep.join([str(tree / "src"), str(site)])
+    return kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "HOTLOOP_REQUIRE_NATIVE": "1"}
+
+
+class Build:
+    """How CMake would compile and link the module; done by hand, so that the clean objects stay as they are."""
+
+    def __init__(self, tree: Path, folder: Path) -> None:
+        self.tree, self.folder = tree, folder
+        scripts = sysconfig.get_path("scripts")
+        search = os.pathsep.join([scripts, os.environ.get("PATH", "")])
+        cmake = shutil.which("cmake", path=search)
+        if cmake is None:
+            raise Failure("CMake is missing: pip install cmake ninja")
+        command = [cmake, "-S", tree, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+        generator = ["-G", "Ninja"] if shutil.which("ninja", path=search) else []
+        run_or_fail(
+            [*command, *generator, f"-DPython_EXECUTABLE={sys.executable}"],
+            env=os.environ | {"PATH": search, "HOTLOOP_REQUIRE_NATIVE": "1"},
+        )
+        source = folder / "_ffi.c"
+        declarations = [tree / "csrc" / "hotloop_decls.h", tree / "csrc" / "ffi_prelude.c"]
+        run_or_fail([sys.executable, "-m", "cffi.gen_src", "read-sources", "hotloop._ffi", *declarations, source])
+        self.commands: dict[str, list[str]] = {}  # by the source's path in the tree
+        for entry in json.loads((folder / "compile_commands.json").read_text()):
+            file = Path(entry["file"])
+            if file == source or tree / "csrc" in file.parents:
+                name = file.name if file == source else file.relative_to(tree).as_posix()
+                arguments = shlex.split(entry["command"])
+                del arguments[arguments.index("-o") : arguments.index("-o") + 2]
+                self.commands[name] = ["-O1" if a == "-O3" else a for a in arguments]
+        self.objects = folder / "objects"
+        self.objects.mkdir()
+        self.module = "src/hotloop/_ffi" + sysconfig.get_config_var("EXT_SUFFIX")
+
+    def sources_of(self, file: str, isas: list[str]) -> list[str]:
+        """What a change of a file makes necessary to compile, of the kernels those instruction sets."""
+        if not file.startswith("csrc/"):
+            return []
+        kernels = [name for name in self.commands if Path(name).stem in [f"isa_{isa}" for isa in isas]]
+        if file.endswith(".cpp"):
+            return [file]
+        return kernels if file.startswith("csrc/kernels/") else [*self.commands]
+
+    def compile(self, name: str, tree: Path, folder: Path) -> Path:
+        """Compile a source of a tree, this one or a copy of it."""
+        target = folder / (Path(name).stem + ".o")
+        command = [a.replace(str(self.tree), str(tree)) if name.startswith("csrc/") else a for a in self.commands[name]]
+        run_or_fail([*command, "-o", target], cwd=self.folder)
+        return target
+
+    def link(self, replaced: dict[str, Path], tree: Path) -> None:
+        """Put the module into a tree, with clean objects but for those replaced."""
+        objects = [replaced.get(name, self.objects / (Path(name).stem + ".o")) for name in self.commands]
+        linker = self.commands["csrc/abi.cpp"][0]
+        target = tree / self.module
+        temporary = target.with_name("new.so")
+        run_or_fail([linker, "-shared", "-pthread", "-o", temporary, *objects])
+        temporary.replace(target)
+
+
+def run_or_fail(command: list[Any], **options: Any) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    if done.returncode:
+        raise Failure(f"{shlex.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return done.stdout
+
+
+_running: set[subprocess.Popen[str]] = set()  # leaders of sessions of their own, which Ctrl-C does not reach
+
+
+def end_all() -> None:
+    for process in list(_running):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def pytest(selection: tuple[str, ...], tree: Path, site: Path, timeout: float) -> tuple[str, str]:
+    """Run a selection of the tests. Returns what came of it, `passed`, `failed` or `no tests`, and by which test."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line", *selection]
+    process = subprocess.Popen(
+        command, cwd=tree, env=environment(tree, site), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, errors="replace",
+    )  # fmt: skip
+    _running.add(process)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the interpreters it started
+        process.communicate()
+        return "failed", f"no end within {timeout:.0f} s"
+    finally:
+        _running.discard(process)
+    if process.returncode == 0:
+        return "passed", ""
+    if process.returncode == 5:
+        return "no tests", output[-500:]
+    if process.returncode < 0:
+        return "failed", f"signal {signal.Signals(-process.returncode).name}"
+    found = re.findall(r"^(?:FAILED|ERROR) (.*)$", output, re.MULTILINE)
+    return "failed", found[0] if found else output[-500:]
+
+
+def selection_of(mutant: Any) -> tuple[str, ...]:
+    """The mutant's own selection; of a kernel, where only one instruction set is compiled, the tests on that one."""
+    words = shlex.split(mutant.tests)
+    if not mutant.file.startswith("csrc/kernels/"):
+        return tuple(words)
+    if "-k" not in words:
+        return (*words, "-k", mutant.isa)
+    where = words.index("-k") + 1
+    return (*words[:where], f"({words[where]}) and {mutant.isa}", *words[where + 1 :])
+
+
+class Runner:
+    """A clean tree and its objects, and as many copies to change as there are jobs."""
+
+    def __init__(self, folder: Path, jobs: int, own: bool) -> None:
+        self.folder, self.own = folder, own
+        self.tree, self.site = folder / "tree", folder / "site"
+        self.site.mkdir()
+        (self.site / "sitecustomize.py").write_text(SITECUSTOMIZE)
+        copy_tree(self.tree)
+        self.build = Build(self.tree, folder / "build")
+        with ThreadPoolExecutor(jobs) as executor:
+            compile_clean = executor.map(
+                lambda name: self.build.compile(name, self.tree, self.build.objects), self.build.commands
+            )
+            list(compile_clean)
+        self.build.link({}, self.tree)
+        code = "import hotloop, hotloop._native as n; print(hotloop.__file__, *n.isas(), sep='\\n')"
+        where, *self.isas = run_or_fail([sys.executable, "-c", code], env=environment(self.tree, self.site)).split()
+        if self.tree not in Path(where).parents:
+            raise Failure(f"hotloop is imported from {where} and not from {self.tree}")
+        self.timeout = 300.0
+        self.trees: queue.Queue[Path] = queue.Queue()
+        for number in range(jobs):
+            copy = folder / f"tree{number}"
+            shutil.copytree(self.tree, copy)
+            self.trees.put(copy)
+
+    def check_clean(self, mutants: list[Any]) -> float:
+        """What the mutants select passes without them; takes that as the measure of what hangs."""
+        selections = {selection_of(mutant) for mutant in mutants if mutant.isa in self.isas}
+        # One run of all files that are wanted whole, and one of the others with any of the expressions: more than was
+        # asked for, and each test about once.
+        whole = {file for selection in selections if "-k" not in selection for file in selection}
+        parts = [(s[: s.index("-k")], s[s.index("-k") + 1]) for s in selections if "-k" in s]
+        some = {file for files, _ in parts for file in files} - whole
+        expressions = " or ".join(sorted(f"({words})" for files, words in parts if some.intersection(files)))
+        start = time.monotonic()
+        for files, options in [(whole, ()), (some, ("-k", expressions))]:
+            if files:
+                verdict, detail = pytest((*sorted(files), *options), self.tree, self.site, 3 * 3600)
+                if verdict != "passed":
+                    raise Failure(f"the unmutated tree: {verdict}, {detail}")
+        seconds = time.monotonic() - start
+        self.timeout = min(max(120, 2 * seconds), 600)
+        return seconds
+
+    def run(self, mutant: Any) -> Outcome:
+        """Try a mutant in a tree that no other job has."""
+        start = time.monotonic()
+        tree = self.trees.get()
+        try:
+            verdict, detail = self._run(mutant, tree)
+        except Failure as failure:
+            verdict, detail = "BROKEN", str(failure)
+        finally:
+            self.trees.put(tree)
+        return Outcome(verdict, detail, time.monotonic() - start)
+
+    def _run(self, mutant: Any, tree: Path) -> tuple[str, str]:
+        if mutant.isa not in self.isas:
+            return "not here", f"needs {mutant.isa}"
+        file = tree / mutant.file
+        text = file.read_text(encoding="utf-8")
+        if text.count(mutant.old) != 1:
+            raise Failure(f"its text occurs {text.count(mutant.old)} times in {mutant.file}")
+        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        objects = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            try:
+                self._compile(mutant, tree, objects, [mutant.isa])
+            except (Failure, SyntaxError) as error:
+                return "did not compile", str(error)
+            verdict, detail = pytest(selection_of(mutant), tree, self.site, self.timeout)
+            if verdict == "no tests":
+                raise Failure(f"{mutant.tests} selects no tests: {detail}")
+            if verdict == "failed":
+                return "caught", detail
+            if self.own:
+                return "SURVIVED", f"{mutant.tests} pass: {mutant.fault}"
+            self._compile(mutant, tree, objects, self.isas)
+            verdict, detail = pytest(SUITE, tree, self.site, 3600)
+            return ("caught", f"not by its own tests: {detail}") if verdict == "failed" else ("SURVIVED", mutant.fault)
+        finally:
+            file.write_text(text, encoding="utf-8")
+            shutil.copy(self.tree / self.build.module, tree / self.build.module)
+            shutil.rmtree(objects)
+
+    def _compile(self, mutant: Any, tree: Path, objects: Path, isas: list[str]) -> None:
+        if mutant.file.endswith(".py"):
+            compile((tree / mutant.file).read_text(encoding="utf-8"), mutant.file, "exec")
+        elif sources := self.build.sources_of(mutant.file, isas):
+            self.build.link({name: self.build.compile(name, tree, objects) for name in sources}, tree)
+
+
+def choose(mutants: list[Any], arguments: argparse.Namespace) -> list[Any]:
+    if arguments.only:
+        for name in arguments.only:
+            if not any(name in mutant.name for mutant in mutants):
+                raise Failure(f"no mutant is named {name}")
+        mutants = [mutant for mutant in mutants if any(name in mutant.name for name in arguments.only)]
+    if arguments.sample is not None:
+        mutants = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
+    # The quick ones first: Python needs no compiler, and the kernels take it longest.
+    return sorted(
+        mutants, key=lambda mutant: (mutant.file.startswith("csrc/"), mutant.file.startswith("csrc/kernels/"))
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the tests against seeded faults; every one has to be caught.")
+    parser.add_argument("--list", action="store_true", help="print names and faults, and run nothing")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="those whose name contains one of these")
+    parser.add_argument("--sample", type=int, metavar="N", help="so many of them, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at once (default 1)")
+    parser.add_argument("--own", action="store_true", help="run each mutant's own tests and never the whole suite")
+    parser.add_argument("--unchecked", action="store_true", help="take it for granted that the unmutated tree passes")
+    arguments = parser.parse_args()
+    try:
+        mutants = choose(load_mutants(), arguments)
+        if arguments.list:
+            for mutant in mutants:
+                print(f"{mutant.name:<44} {mutant.file:<28} {mutant.fault}")
+            return 0
+        return run_all(mutants, arguments.jobs, arguments.own, not arguments.unchecked)
+    except Failure as failure:
+        print(failure, file=sys.stderr)
+        return 1
+
+
+def run_all(mutants: list[Any], jobs: int, own: bool, checked: bool) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: the tests do not inherit that it is ignored
+        signal.signal(number, signal.default_int_handler)
+    start = time.monotonic()
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="hotloop-mutants-") as folder:
+        runner = Runner(Path(folder).resolve(), jobs, own)
+        print(f"built in {time.monotonic() - start:.0f} s; instruction sets: {', '.join(runner.isas)}", flush=True)
+        if checked:
+            print(f"the unmutated tree passes, in {runner.check_clean(mutants):.0f} s", flush=True)
+        executor = ThreadPoolExecutor(jobs)
+        try:
+            for mutant, outcome in zip(mutants, executor.map(runner.run, mutants), strict=True):
+                outcomes.append(outcome)
+                detail = outcome.detail[: 110 if outcome.verdict == "caught" else 2000]
+                print(f"{outcome.verdict:<9} {outcome.seconds:5.0f} s  {mutant.name:<44} {detail}", flush=True)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            executor.shutdown()
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    areas: dict[str, Counter[str]] = {}
+    for mutant, outcome in zip(mutants, outcomes, strict=True):
+        areas.setdefault(Path(mutant.file).name, Counter())[outcome.verdict] += 1
+    print()
+    for area, verdicts in areas.items():
+        print(f"{area:<16} " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+    total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    print(f"{len(mutants)} mutants: {total}; {time.monotonic() - start:.0f} s")
+    return 0 if counts["caught"] + counts["not here"] == len(mutants) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
