@@ -196,6 +196,19 @@ def test_absent_state_is_zero(layout, variant, rng):
         assert got[1][0].shape == state[0].shape
 
 
+def test_another_backend(best_isa, rng):
+    """Weights that one backend packed are not given to another."""
+    layer = make("lstm", 5, 6, rng=rng)
+    x = rng.standard_normal((4, 2, 5), np.float32)
+    want = layer(x)[0]
+    restore = hotloop._backend.use("numpy")
+    try:
+        assert distance(layer(x)[0], want.astype(np.float64)) <= 1e-6
+    finally:
+        restore()
+    assert np.array_equal(layer(x)[0], want)
+
+
 def test_directions_run_in_one_native_call(best_isa, monkeypatch, rng):
     layer = make("gru", 5, 6, 3, bidirectional=True, rng=rng)
     x, state, upstream = problem(layer, "time_major", rng)

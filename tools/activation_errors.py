@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for function in FUNCTIONS:
         for blocks in (float32_blocks, float64_blocks):
-            worst = dict.fromkeys(_native.isas(), (-1.0, np.float32(0), np.float32(0), np.float64(0)))
+            worst: dict[str, tuple[float, Any, Any, Any]] = dict.fromkeys(_native.isas(), (-1.0, 0, 0, 0))
             for x in blocks(short):
                 if not x.size:
                     continue

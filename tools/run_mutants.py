@@ -146,7 +146,9 @@ class Build:
 
 
 def run_or_fail(command: list[Any], **options: Any) -> str:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, **options
+    )
     if done.returncode:
         raise Failure(f"{shlex.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return done.stdout
