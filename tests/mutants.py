@@ -1602,8 +1602,9 @@ LAYERS = [
     Mutant(
         "layers-states-out-of-order",
         "src/hotloop/layers.py",
-        "                index, column = layer * self._directions + direction, direction * self._hidden_size\n                recurrences",
-        "                index, column = layer + direction, direction * self._hidden_size\n                recurrences",
+        "index, column = layer * self._directions + direction, direction * self._hidden_size\n"
+        "                recurrences",
+        "index, column = layer + direction, direction * self._hidden_size\n                recurrences",
         "layers share states",
         "tests/test_layers.py -k test_torch_agrees",
     ),
