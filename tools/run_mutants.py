@@ -343,7 +343,7 @@ def run_all(mutants: list[Any], jobs: int, own: bool, checked: bool) -> int:
         try:
             for mutant, outcome in zip(mutants, executor.map(runner.run, mutants), strict=True):
                 outcomes.append(outcome)
-                detail = outcome.detail[: 110 if outcome.verdict == "caught" else 2000]
+                detail = " ".join(outcome.detail.split())[:110] if outcome.verdict == "caught" else outcome.detail
                 print(f"{outcome.verdict:<9} {outcome.seconds:5.0f} s  {mutant.name:<44} {detail}", flush=True)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
