@@ -117,9 +117,9 @@ int64_t workspace_of(const Args* args, int64_t count, int32_t threads) {
   for (int64_t i = 0; i < count; ++i) {
     if (check_sizes(forward_of(args[i])) != HOTLOOP_OK) return -1;
   }
-  const double each = (double)hotloop::workspace_of(args, 1, clamp_threads(threads));
-  if (each * (double)count > kMaxBytes) return -1;
-  return hotloop::workspace_of(args, count, clamp_threads(threads));
+  if (count == 0) return 0;
+  const int64_t each = hotloop::workspace_of(args, count, clamp_threads(threads));
+  return (double)each * (double)count > kMaxBytes ? -1 : each * count;
 }
 
 template <class Args>
@@ -130,9 +130,9 @@ int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t wor
     if (status == HOTLOOP_OK) status = check_call(args[i]);
     if (status != HOTLOOP_OK) return status;
   }
-  threads = clamp_threads(threads);
   if (count == 0) return HOTLOOP_OK;
-  if (workspace == nullptr || workspace_bytes < hotloop::workspace_of(args, count, threads)) {
+  threads = clamp_threads(threads);
+  if (workspace == nullptr || workspace_bytes / count < hotloop::workspace_of(args, count, threads)) {
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
   return hotloop::run(args, count, threads, workspace);

@@ -1,6 +1,6 @@
-// A call goes in rounds. In each, every recurrence that is not finished does some steps, first its rows, then, backward,
-// the products that need all of them. All shares of all recurrences in a phase are spread over the threads. Results do not
-// depend on any of this: shares split rows and columns, never a sum.
+// A call goes in rounds. In each, as many recurrences as there are threads, of those that are not finished, do some steps,
+// first their rows, then, backward, the products that need all of them. All shares of all these recurrences in a phase are
+// spread over the threads. Results do not depend on any of this: shares split rows and columns, never a sum.
 #include "schedule.h"
 
 #include <type_traits>
@@ -56,8 +56,9 @@ class Call {
     workspace_ = static_cast<char*>(workspace);
     each_ = workspace_each();
     const int64_t deadline = monotonic_ns() + kCallNs;
-    in_parallel(&Call::start, &Call::one);
     while (unfinished()) {
+      choose();
+      in_parallel(&Call::start, &Call::one);
       in_parallel(&Call::rows, &Call::row_shares);
       in_parallel(&Call::products, &Call::product_shares);
       advance();
@@ -79,6 +80,12 @@ class Call {
       if (!finished(i)) return true;
     }
     return false;
+  }
+
+  // Those of this round are the first `threads_` that are not finished, all before end_.
+  void choose() {
+    int chosen = 0;
+    for (end_ = 0; end_ < count_ && chosen < threads_; ++end_) chosen += finished(end_) ? 0 : 1;
   }
 
   // Steps of recurrence i in this round.
@@ -114,7 +121,7 @@ class Call {
   }
 
   void advance() {
-    for (int64_t i = 0; i < count_; ++i) {
+    for (int64_t i = 0; i < end_; ++i) {
       if (finished(i)) continue;
       args_[i].cursor += steps(i);
       if (finished(i) && phases(i).finish != nullptr) phases(i).finish(args_[i], workspace_ + i * each_);
@@ -131,7 +138,7 @@ class Call {
 
   void in_parallel(Work work, Shares shares) const {
     int64_t all = 0;
-    for (int64_t i = 0; i < count_; ++i) all += finished(i) ? 0 : (this->*shares)(i);
+    for (int64_t i = 0; i < end_; ++i) all += finished(i) ? 0 : (this->*shares)(i);
     Phase phase{this, work, shares};
     if (all > 0) parallel(all < threads_ ? (int)all : threads_, &Call::task, &phase);
   }
@@ -140,7 +147,7 @@ class Call {
   static void task(void* context, int thread, int threads) {
     const Phase& phase = *static_cast<const Phase*>(context);
     int64_t before = 0;
-    for (int64_t i = 0; i < phase.call->count_; ++i) {
+    for (int64_t i = 0; i < phase.call->end_; ++i) {
       if (phase.call->finished(i)) continue;
       const int shares = (phase.call->*phase.shares)(i);
       for (int index = 0; index < shares; ++index) {
@@ -151,7 +158,7 @@ class Call {
   }
 
   Args* args_;
-  int64_t count_;
+  int64_t count_, end_ = 0;
   int threads_, most_shares_;
   char* workspace_ = nullptr;
   int64_t each_ = 0;
@@ -160,11 +167,11 @@ class Call {
 }  // namespace
 
 int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads) {
-  return Call<const hotloop_forward_args>(args, count, threads).workspace_each() * count;
+  return Call<const hotloop_forward_args>(args, count, threads).workspace_each();
 }
 
 int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads) {
-  return Call<const hotloop_backward_args>(args, count, threads).workspace_each() * count;
+  return Call<const hotloop_backward_args>(args, count, threads).workspace_each();
 }
 
 int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace) {

@@ -5,8 +5,8 @@
 
 namespace hotloop {
 
-// Bytes of workspace for `count` recurrences, and the call itself: HOTLOOP_OK, or HOTLOOP_AGAIN after some 50 ms. Sizes
-// have been checked.
+// Bytes of workspace for each of `count` recurrences, at least one, and the call itself: HOTLOOP_OK, or HOTLOOP_AGAIN after
+// some 50 ms. Sizes have been checked.
 int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads);
 int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads);
 int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace);

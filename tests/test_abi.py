@@ -147,7 +147,9 @@ def test_several_recurrences_in_one_call(threads, isa):
     assert lib.hotloop_backward(array, count, threads, *workspace(size)) == lib.HOTLOOP_OK
     for call in calls:
         assert_same_bits(call.all(), train(call.case))
-    assert lib.hotloop_forward(forward, 0, threads, *workspace(0)) == lib.HOTLOOP_OK
+    nothing = ffi.new("hotloop_forward_args *", {"cell": 10_000_000})
+    assert lib.hotloop_forward_workspace(nothing, 0, threads) == 0
+    assert lib.hotloop_forward(nothing, 0, threads, *workspace(0)) == lib.HOTLOOP_OK
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -176,6 +178,36 @@ def test_flat_entry_points(cell, dtype, training, isa):
     assert_same_bits(call.all(), train(case), call.all())
     assert lib.hotloop_forward_flat_workspace(99, 0, *sizes, 1) == -1
     assert lib.hotloop_backward_flat_workspace(f.cell, 0, 0, *sizes[1:], 1) == -1
+
+
+def test_a_total_that_overflows(best_isa):
+    """Many recurrences of which not the first is large."""
+    calls = [Call(Case("gru", "float32", 1), training=False) for _ in range(2)]
+    calls[1].forward.batch_size = 2**41
+    calls[1].forward.h0 = ffi.NULL
+    array = ffi.new("hotloop_forward_args[]", [calls[0].forward] + [calls[1].forward] * 3000)
+    assert lib.hotloop_forward_workspace(array, 2, 1) > 0
+    assert lib.hotloop_forward_workspace(array, 3001, 1) == -1
+    status = lib.hotloop_forward(array, 3001, 1, *workspace(4096))
+    assert status == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+    assert calls[0].untouched()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_recurrences_come_back_early(threads, best_isa):
+    """A call of many comes back for Ctrl-C as a call of one does, and goes on where it was."""
+    case = Case("lstm", "float32", 6000, 8, 40, 64)
+    data = case.data()
+    calls = [Call(case, data, training=False) for _ in range(12)]  # some 200 ms on the fastest core
+    forward = ffi.new("hotloop_forward_args[]", [call.forward for call in calls])
+    space = workspace(lib.hotloop_forward_workspace(forward, 12, threads))
+    came_back = 0
+    while (status := lib.hotloop_forward(forward, 12, threads, *space)) == lib.HOTLOOP_AGAIN:
+        came_back += 1
+    assert status == lib.HOTLOOP_OK
+    assert came_back > 0
+    for call in calls[1:]:
+        assert_same_bits(call.results, calls[0].results)
 
 
 def test_one_bad_recurrence_stops_all(best_isa):

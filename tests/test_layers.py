@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 import re
+import sys
 import threading
 from dataclasses import replace
 
@@ -285,6 +286,22 @@ def test_dropout_depends_on_the_seed_alone(best_isa, rng):
     assert not np.array_equal(*again)
 
 
+def test_layers_made_of_state_dicts_drop_apart(best_isa):
+    """Each has a generator of its own, unless it is given one."""
+    parameters = make("gru", 5, 32, 2).state_dict()
+    x = np.ones((9, 4, 5), np.float32)
+    drawn = [hotloop.GRU.from_state_dict(parameters, dropout=0.5, rng=rng).vjp(x)[0][0] for rng in (None, None, 1, 1)]
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[2], drawn[3])
+
+
+def test_masks_of_other_seeds_and_layers():
+    shape = (30, 3, 50)
+    seeds = [(5, 0), (5, 1), (5 + 2**32, 0), (5 + 2**64, 0), (6, 0)]
+    masks = [_dropout.drop(0.5, *pair, np.ones(shape), np.empty(shape)).tobytes() for pair in seeds]
+    assert len(set(masks)) == len(masks)
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.9, 1.0])
 def test_masks(probability):
     """The share that is dropped, its scale, and that pieces are those of the whole."""
@@ -353,8 +370,9 @@ def test_parameters_are_read_only_and_replaced(variant, rng):
     kept = {name: array.copy() for name, array in before.items()}
     with pytest.raises(ValueError, match="read-only"):
         before["weight_ih_l0"][0] = 1
-    with pytest.raises(ValueError, match="WRITEABLE"):
-        before["weight_ih_l0"].flags.writeable = True
+    for array in (before["weight_ih_l0"], before["weight_ih_l0"].base):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
     first = layer(x, state)[0]
     (_, _), vjp = layer.vjp(x, state)
     want = vjp(*upstream)
@@ -493,6 +511,27 @@ def test_a_layer_in_several_threads_at_once(best_isa, rng):
     assert not failures
 
 
+def test_updates_at_once(best_isa):
+    """None is lost, and what is computed with is what state_dict shows."""
+    layer = make("gru", 3, 4, 2)
+    names = list(layer.state_dict())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for value in range(1, 40):
+            threads = [
+                threading.Thread(target=layer.update, args=({n: np.full_like(layer.state_dict()[n], value)},))
+                for n in names
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert all((array == value).all() for array in layer.state_dict().values())
+    finally:
+        sys.setswitchinterval(interval)
+
+
 # Errors
 
 
@@ -517,6 +556,8 @@ BAD_LAYERS = [
     ((5, 6), {"dtype": np.float16}, TypeError, f"dtype: expected float32 or float64, got {np.float16!r}"),
     ((5, 6), {"dtype": "single precision"}, TypeError, "dtype: expected float32 or float64, got 'single precision'"),
     ((5, 6), {"rng": "seed"}, TypeError, "rng: expected a seed or a numpy.random.Generator, got 'seed'"),
+    ((5, 6), {"rng": True}, TypeError, "rng: expected a seed or a numpy.random.Generator, got True"),
+    ((5, 6), {"dtype": None}, TypeError, "dtype: expected float32 or float64, got None"),
     ((5, 6), {"rng": -1}, TypeError, "rng: expected a seed or a numpy.random.Generator, got -1"),
 ]
 
@@ -656,6 +697,16 @@ def test_bad_mappings_change_nothing(change, error, message):
     assert_same_bits(LAYER.state_dict(), ARRAYS)
 
 
+def test_what_is_no_mapping_of_names():
+    for function in (hotloop.LSTM.from_state_dict, LAYER.load_state_dict, LAYER.update):
+        with raises(TypeError, "mapping: expected a mapping of names to arrays, got list"):
+            function(list(ARRAYS.items()))
+        with raises(TypeError, "mapping: expected names that are strings, got [1, b'weight_ih_l0']"):
+            function(ARRAYS | {1: ONES(2), b"weight_ih_l0": ONES(2)})
+    with raises(TypeError, "prefix: expected a string, got None"):
+        hotloop.LSTM.from_state_dict(ARRAYS, None)
+
+
 def test_missing_parameters():
     some = {name: array for name, array in ARRAYS.items() if "l1" not in name}
     message = f"mapping: expected every parameter of {LAYER}, missing {[n for n in NAMES if 'l1' in n]}"
@@ -669,6 +720,7 @@ BAD_STATE_DICTS = [
     ({"weight_ih_l0": ARRAYS["weight_ih_l0"]}, "",
      "mapping: expected every parameter of LSTM(5, 6, bias=False, dtype=float32), missing ['weight_hh_l0']"),
     ({"weight_hh_l0": ARRAYS["weight_hh_l0"]}, "", "mapping: expected weight_ih_l0, got ['weight_hh_l0']"),
+    (ARRAYS | {"bias_ih_l7": ONES(24)}, "", "mapping: expected layers 0, 1, ... without a gap, got [0, 1, 7]"),
     (ARRAYS | {"weight_hr_l0": ONES(3)}, "", "mapping: expected names as weight_ih_l0, got ['weight_hr_l0']"),
     (ARRAYS | {"weight_ih_l0": ONES(3)}, "", "weight_ih_l0: expected 2 dimensions, got shape (3,)"),
     (ARRAYS | {"weight_hh_l0": ONES((24, 7), np.float32)}, "", "weight_hh_l0: expected shape (24, 6), got (24, 7)"),

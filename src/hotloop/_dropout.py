@@ -18,7 +18,7 @@ _PIECE = 1 << 18  # elements
 
 def _mask(probability: float, seed: int, layer: int, shape: tuple[int, ...]) -> Iterator[tuple[slice, Array]]:
     """Pieces of a mask of `shape`, [T, B, F]: steps, and whether each element is kept."""
-    generator = np.random.SFC64(np.random.SeedSequence((seed, layer)))
+    generator = np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(layer,)))
     seq_len, row = shape[0], shape[1] * shape[2]
     threshold = round(probability * 2**32)
     steps = max(1, _PIECE // max(1, row))

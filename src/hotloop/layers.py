@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -67,6 +68,8 @@ def _count(name: str, value: Any) -> int:
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
     try:
+        if dtype is None:  # which is float64 to NumPy
+            raise TypeError
         result: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
@@ -85,16 +88,23 @@ def _probability(value: Any) -> float:
 
 def _generator(rng: Any) -> np.random.Generator:
     try:
+        if isinstance(rng, (bool, np.bool_)):
+            raise TypeError
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         raise TypeError(f"rng: expected a seed or a numpy.random.Generator, got {rng!r}") from error
 
 
 def _frozen(array: Array) -> Array:
-    """A copy that nobody can write to, not even through a view's flags."""
-    copy = np.array(array, order="C")
-    copy.flags.writeable = False
-    return copy
+    """A copy that nobody can write to: NumPy sets no flag of an array over bytes."""
+    return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
+
+
+def _check_mapping(mapping: Any) -> None:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"mapping: expected a mapping of names to arrays, got {type(mapping).__name__}")
+    if other := [name for name in mapping if not isinstance(name, str)]:
+        raise TypeError(f"mapping: expected names that are strings, got {other}")
 
 
 def _described(state: Any) -> str:
@@ -117,9 +127,13 @@ class _Stack(NamedTuple):
 
 
 class _Prepared:
-    """The weights by layer and direction, and what a backend packed of them for inference."""
+    """The parameters by name, as weights by layer and direction, and what a backend packed of them for inference.
 
-    def __init__(self, weights: list[list[Weights]]) -> None:
+    A layer replaces it whole: a call or a `vjp` under way keeps the one it began with.
+    """
+
+    def __init__(self, parameters: dict[str, Array], weights: list[list[Weights]]) -> None:
+        self.parameters = parameters
         self.weights = weights
         self._packed: tuple[Backend | None, list[list[Any]]] = None, []
 
@@ -165,11 +179,13 @@ class _Layers:
                 stacklevel=3,
             )
         bound = self._hidden_size**-0.5
-        self._parameters: dict[str, Array] = {
-            name: _frozen(self._rng.uniform(-bound, bound, shape).astype(self._dtype))
-            for name, shape in self._shapes().items()
-        }
-        self._prepare()
+        self._lock = threading.Lock()
+        self._prepare(
+            {
+                name: _frozen(self._rng.uniform(-bound, bound, shape).astype(self._dtype))
+                for name, shape in self._shapes().items()
+            }
+        )
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name, in torch's order."""
@@ -188,17 +204,15 @@ class _Layers:
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
 
-    def _prepare(self) -> None:
-        # One assignment: a call under way in another thread has all of the old parameters or all of the new.
-        self._prepared = _Prepared(
+    def _prepare(self, parameters: dict[str, Array]) -> None:
+        weights = [
             [
-                [
-                    check_weights(self._cell, *(self._parameters.get(f"{name}{suffix}") for name in PARAMETERS))
-                    for suffix in self._suffixes(layer)
-                ]
-                for layer in range(self._num_layers)
+                check_weights(self._cell, *(parameters.get(f"{name}{suffix}") for name in PARAMETERS))
+                for suffix in self._suffixes(layer)
             ]
-        )
+            for layer in range(self._num_layers)
+        ]
+        self._prepared = _Prepared(parameters, weights)
 
     @property
     def _directions(self) -> int:
@@ -225,16 +239,22 @@ class _Layers:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what was packed for this machine."""
-        return vars(self) | {"_prepared": None, "_cell": self._cell.name}
+        state = vars(self) | {"_cell": self._cell.name, "_parameters": self._prepared.parameters}
+        del state["_prepared"], state["_lock"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state | {"_cell": CELLS[state["_cell"]]})
-        self._parameters = {name: _frozen(array) for name, array in self._parameters.items()}
-        self._prepare()
+        state = state | {"_cell": CELLS[state["_cell"]], "_lock": threading.Lock()}
+        parameters = state.pop("_parameters")
+        vars(self).update(state)
+        self._prepare({name: _frozen(array) for name, array in parameters.items()})
 
     @classmethod
     def _from_state_dict(cls: type[Self], mapping: Mapping[str, Any], prefix: str, **options: Any) -> Self:
         """The layer whose shape the mapping's names and arrays tell."""
+        _check_mapping(mapping)
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix: expected a string, got {prefix!r}")
         names = [name.removeprefix(prefix) for name in mapping if name.startswith(prefix)]
         if not names:
             raise ValueError(f"mapping: expected names that start with {prefix!r}, got {sorted(mapping)}")
@@ -242,6 +262,9 @@ class _Layers:
         if unknown := [prefix + name for name, match in matches.items() if match is None]:
             raise ValueError(f"mapping: expected names as {prefix}weight_ih_l0, got {unknown}")
         found = [match for match in matches.values() if match is not None]
+        layers = sorted({int(match["layer"]) for match in found})
+        if layers != list(range(len(layers))):
+            raise ValueError(f"mapping: expected layers 0, 1, ... without a gap, got {layers}")
         first = f"{prefix}weight_ih_l0"
         if first not in mapping:
             raise ValueError(f"mapping: expected {first}, got {[prefix + name for name in names]}")
@@ -251,11 +274,10 @@ class _Layers:
         layer = cls(
             input_size=weight.shape[1],
             hidden_size=weight.shape[0] // cls._gates,
-            num_layers=1 + max(int(match["layer"]) for match in found),
+            num_layers=len(layers),
             bias=any(match["name"].startswith("bias") for match in found),
             bidirectional=any(match["reverse"] for match in found),
             dtype=weight.dtype,
-            rng=0,
             **options,
         )
         layer.load_state_dict({name: mapping[prefix + name] for name in names})
@@ -270,7 +292,7 @@ class _Layers:
             weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, weight_ih_l0_reverse, ..., weight_ih_l1, ..., as
             read-only views. `update` and `load_state_dict` replace the arrays, so these keep the values they have.
         """
-        return {name: array.view() for name, array in self._parameters.items()}
+        return {name: array.view() for name, array in self._prepared.parameters.items()}
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Replace all parameters.
@@ -287,7 +309,8 @@ class _Layers:
         TypeError
             An array of another dtype.
         """
-        if missing := [name for name in self._parameters if name not in mapping]:
+        _check_mapping(mapping)
+        if missing := [name for name in self._shapes() if name not in mapping]:
             raise ValueError(f"mapping: expected every parameter of {self}, missing {missing}")
         self.update(mapping)
 
@@ -307,16 +330,18 @@ class _Layers:
         TypeError, ValueError
             As `load_state_dict`, but none need be there.
         """
-        if unknown := [name for name in mapping if name not in self._parameters]:
-            raise ValueError(f"mapping: expected names among {list(self._parameters)}, got {unknown}")
+        _check_mapping(mapping)
+        shapes = self._shapes()
+        if unknown := [name for name in mapping if name not in shapes]:
+            raise ValueError(f"mapping: expected names among {list(shapes)}, got {unknown}")
         replaced = {}
         for name, value in mapping.items():
             array = as_array(name, value)
-            if array.shape != self._parameters[name].shape:
-                raise ValueError(f"{name}: expected shape {self._parameters[name].shape}, got {array.shape}")
+            if array.shape != shapes[name]:
+                raise ValueError(f"{name}: expected shape {shapes[name]}, got {array.shape}")
             replaced[name] = _frozen(array.astype(self._dtype, copy=False))
-        self._parameters = {name: replaced.get(name, array) for name, array in self._parameters.items()}
-        self._prepare()
+        with self._lock:  # of two updates at once none is lost
+            self._prepare({name: replaced.get(name, array) for name, array in self._prepared.parameters.items()})
 
     def _states(self, state: Any, batch_size: int, unbatched: bool) -> tuple[Array | None, Array | None]:
         """h0 and c0, checked, [layers*directions, B, H]."""
@@ -345,7 +370,7 @@ class _Layers:
         h0, c0 = self._states(state, batch_size, layout.unbatched)
         shape = (seq_len, batch_size, self._directions * self._hidden_size)
         features = "2*hidden_size" if self._bidirectional else "hidden_size"
-        inputs: dict[str, Any] = {} if out is None else {"x": given} | self._parameters
+        inputs: dict[str, Any] = {} if out is None else {"x": given} | prepared.parameters
         if out is not None and state is not None:
             inputs |= dict(zip(("h0", "c0"), state, strict=True)) if self._cell.has_c else {"h0": state}
         output, last = make_output(out, layout, shape, features, self._dtype, inputs)
@@ -470,7 +495,7 @@ class _Layers:
             x, state, lengths, resets, threads, out=None, training=True, seed=None if seed is None else int(seed)
         )
         output.flags.writeable = False
-        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._parameters)
+        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._shapes())
 
         def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> LayerGradients:
             wanted = check_wrt(wrt, ("x", "state", *names))
@@ -636,6 +661,7 @@ class RNN(_Layers):
         nonlinearity: str = "tanh",
         batch_first: bool = False,
         dropout: float = 0.0,
+        rng: Any = None,
     ) -> RNN:
         """Make the layers that `mapping`, a state_dict of this class or of torch.nn.RNN, holds.
 
@@ -648,7 +674,7 @@ class RNN(_Layers):
         RNN(40, 32, num_layers=2, dtype=float32)
         """
         return cls._from_state_dict(
-            mapping, prefix, nonlinearity=nonlinearity, batch_first=batch_first, dropout=dropout
+            mapping, prefix, nonlinearity=nonlinearity, batch_first=batch_first, dropout=dropout, rng=rng
         )
 
 
@@ -704,7 +730,13 @@ class LSTM(_Layers):
 
     @classmethod
     def from_state_dict(
-        cls, mapping: Mapping[str, Any], prefix: str = "", *, batch_first: bool = False, dropout: float = 0.0
+        cls,
+        mapping: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        rng: Any = None,
     ) -> LSTM:
         """Make the layers that `mapping`, a state_dict of this class or of torch.nn.LSTM, holds.
 
@@ -714,7 +746,7 @@ class LSTM(_Layers):
             Sizes, the number of layers, directions, biases and the dtype are taken from its names and arrays.
         prefix : str
             Only names that start with it are looked at, without it: "encoder." for encoder.weight_ih_l0.
-        batch_first, dropout
+        batch_first, dropout, rng
             As in the constructor; they are not in a state_dict.
 
         Raises
@@ -732,7 +764,7 @@ class LSTM(_Layers):
         >>> hotloop.LSTM.from_state_dict(model, "encoder.")
         LSTM(40, 32, bidirectional=True, dtype=float32)
         """
-        return cls._from_state_dict(mapping, prefix, batch_first=batch_first, dropout=dropout)
+        return cls._from_state_dict(mapping, prefix, batch_first=batch_first, dropout=dropout, rng=rng)
 
 
 class GRU(_Layers):
@@ -794,6 +826,7 @@ class GRU(_Layers):
         reset_after: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        rng: Any = None,
     ) -> GRU:
         """Make the layers that `mapping`, a state_dict of this class or of torch.nn.GRU, holds.
 
@@ -805,4 +838,6 @@ class GRU(_Layers):
         >>> hotloop.GRU.from_state_dict(hotloop.GRU(40, 32).state_dict(), batch_first=True)
         GRU(40, 32, batch_first=True, dtype=float32)
         """
-        return cls._from_state_dict(mapping, prefix, reset_after=reset_after, batch_first=batch_first, dropout=dropout)
+        return cls._from_state_dict(
+            mapping, prefix, reset_after=reset_after, batch_first=batch_first, dropout=dropout, rng=rng
+        )
