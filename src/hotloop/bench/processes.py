@@ -94,11 +94,14 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process, stopped or not, and wait until it is gone."""
-        self._process.kill()  # SIGKILL ends a stopped process too
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
+        self._signal(signal.SIGCONT)  # it ends when it finds its input closed
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+        self._process.kill()  # SIGKILL ends a stopped process too
         self._process.wait()
         self._stderr.close()
 
