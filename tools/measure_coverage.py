@@ -50,16 +50,21 @@ def measure(arguments: list[str]) -> None:
 def python_percentage() -> float:
     """Covered lines of src/hotloop, by coverage.py."""
     data = {"COVERAGE_FILE": str(FOLDER / "python")}
-    run(sys.executable, "-m", "coverage", "combine", "--quiet", **data)
+    append = ["--append"] if (FOLDER / "python").exists() else []
+    run(sys.executable, "-m", "coverage", "combine", "--quiet", *append, **data)
     run(sys.executable, "-m", "coverage", "report", "--skip-covered", "--show-missing", **data)
-    run(sys.executable, "-m", "coverage", "json", "--quiet", "-o", FOLDER / "python.json", **data)
-    return float(json.loads((FOLDER / "python.json").read_text())["totals"]["percent_covered"])
+    run(sys.executable, "-m", "coverage", "json", "--quiet", "-o", FOLDER / "report.json", **data)
+    return float(json.loads((FOLDER / "report.json").read_text())["totals"]["percent_covered"])
 
 
 def native_percentage() -> float:
     """Covered lines of csrc, by gcov, merged by source line."""
     output = ("--txt", "-", "--json-summary", FOLDER / "native.json")
-    merge = ("--merge-mode-functions=separate", "--gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file")
+    merge = (
+        "--merge-mode-functions=separate",
+        "--merge-lines",
+        "--gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file",
+    )
     run(sys.executable, "-m", "gcovr", "--root", ROOT, "--filter", "csrc/", *merge, *output, FOLDER / "cmake")
     return float(json.loads((FOLDER / "native.json").read_text())["line_percent"])
 
