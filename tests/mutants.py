@@ -852,11 +852,11 @@ BACKWARD = [
         specification("lstm"),
     ),
     Mutant(
-        "panels-lose-a-vector",
+        "panels-overlap",
         "csrc/kernels/backward.h",
-        "while (width > vectors - v) width /= 2;",
-        "while (width > vectors - v) width /= 4;",
-        "panels of two vectors are taken for panels of one",
+        "f(nv, v, start + v * kL * rows);",
+        "f(nv, v, start + v * kL);",
+        "panels lie a row apart, over each other",
         specification("rnn_tanh"),
     ),
 ]
