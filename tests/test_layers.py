@@ -554,10 +554,15 @@ BAD_LAYERS = [
     ((5, 6, 2), {"dropout": "half"}, TypeError, "dropout: expected a number from 0 to 1, got 'half'"),
     ((5, 6, 2), {"dropout": True}, TypeError, "dropout: expected a number from 0 to 1, got True"),
     ((5, 6), {"dtype": np.float16}, TypeError, f"dtype: expected float32 or float64, got {np.float16!r}"),
-    ((5, 6), {"dtype": "single precision"}, TypeError, "dtype: expected float32 or float64, got 'single precision'"),
+    (
+        (5, 6),
+        {"dtype": "single precision"},
+        TypeError,
+        "dtype: expected NumPy's float32 or float64, got 'single precision'",
+    ),
     ((5, 6), {"rng": "seed"}, TypeError, "rng: expected a seed or a numpy.random.Generator, got 'seed'"),
     ((5, 6), {"rng": True}, TypeError, "rng: expected a seed or a numpy.random.Generator, got True"),
-    ((5, 6), {"dtype": None}, TypeError, "dtype: expected float32 or float64, got None"),
+    ((5, 6), {"dtype": None}, TypeError, "dtype: expected NumPy's float32 or float64, got None"),
     ((5, 6), {"rng": -1}, TypeError, "rng: expected a seed or a numpy.random.Generator, got -1"),
 ]
 
@@ -669,8 +674,36 @@ def test_bad_seeds(seed, error):
         LAYER.vjp(X7, seed=seed)
 
 
+def test_a_state_overwritten_after_the_forward(variant, rng):
+    """States are the caller's to overwrite in the next step."""
+    layer = make("lstm", 5, 6, 2, rng=rng)
+    x, state, upstream = problem(layer, "time_major", rng)
+    _, vjp = layer.vjp(x, state)
+    want = vjp(*upstream)
+    one = [array[0].copy() for array in state]
+    weights = [layer.state_dict()[f"{name}_l0"] for name in PARAMETERS]
+    _, function_vjp = hotloop.lstm_vjp(x, *weights, *one)
+    function_want = function_vjp(upstream[0])
+    for array in (*state, *one):
+        array.fill(np.nan)
+    assert np.array_equal(vjp(*upstream).x, want.x)
+    assert np.array_equal(function_vjp(upstream[0]).weight_hh, function_want.weight_hh)
+
+
+def test_gradients_of_a_layer_are_clipped(best_isa, rng):
+    layer = make("gru", 5, 6, rng=rng)
+    x, state, upstream = problem(layer, "time_major", rng)
+    grads = layer.vjp(x, state)[1](*upstream)
+    want = np.sqrt(sum((array.astype(np.float64) ** 2).sum() for array in grads.parameters.values()))
+    assert hotloop.clip_grad_norm_(grads, 0.5) == pytest.approx(want)
+
+
 def test_state_of_a_cell_without_c():
     layer = hotloop.GRU(5, 6)
+    with raises(TypeError, "state: expected h0, an array, got a list of 2"):
+        layer(X7, [np.ones((1, 3, 6)), np.ones((1, 3, 6))])
+    with pytest.raises(TypeError, match=r"^vjp\(\) got an unexpected keyword argument 'grad_c_n'$"):
+        layer.vjp(X7)[1](grad_c_n=None)
     with raises(TypeError, "state: expected h0, an array, got a tuple of 2"):
         layer(X7, (None, None))
 
@@ -721,9 +754,13 @@ BAD_STATE_DICTS = [
      "mapping: expected every parameter of LSTM(5, 6, bias=False, dtype=float32), missing ['weight_hh_l0']"),
     ({"weight_hh_l0": ARRAYS["weight_hh_l0"]}, "", "mapping: expected weight_ih_l0, got ['weight_hh_l0']"),
     (ARRAYS | {"bias_ih_l7": ONES(24)}, "", "mapping: expected layers 0, 1, ... without a gap, got [0, 1, 7]"),
-    (ARRAYS | {"weight_hr_l0": ONES(3)}, "", "mapping: expected names as weight_ih_l0, got ['weight_hr_l0']"),
+    (ARRAYS | {"weight_hr_l0": ONES(3)}, "",
+     "mapping: expected layers without projections (proj_size=0), got ['weight_hr_l0']"),
     (ARRAYS | {"weight_ih_l0": ONES(3)}, "", "weight_ih_l0: expected 2 dimensions, got shape (3,)"),
     (ARRAYS | {"weight_hh_l0": ONES((24, 7), np.float32)}, "", "weight_hh_l0: expected shape (24, 6), got (24, 7)"),
+    (hotloop.GRU(5, 6).state_dict(), "", "mapping: expected the parameters of an LSTM, got weight_hh_l0 of shape "
+     "(18, 6), which is that of a GRU"),
+    (ARRAYS | {"other": ONES(3)}, "", "mapping: expected names as weight_ih_l0, got ['other']"),
     (ARRAYS | {"weight_ih_l0": ONES((25, 5), np.float32)}, "", "weight_ih_l0: expected shape (24, 5), got (25, 5)"),
     ({n: a for n, a in ARRAYS.items() if n != "bias_hh_l1"}, "",
      f"mapping: expected every parameter of {LAYER}, missing ['bias_hh_l1']"),

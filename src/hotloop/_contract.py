@@ -479,6 +479,8 @@ def check_forward(
     check_size(weights, seq_len, batch_size, training)
     h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched)
     c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched)
+    if training:  # backward reads them, and states are what callers overwrite in the next step
+        h0, c0 = None if h0 is None else h0.copy(), None if c0 is None else c0.copy()
     inputs: Mapping[str, Any] = {}
     if out is not None:
         parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)

@@ -16,7 +16,7 @@ def refuse(error: Exception) -> NoReturn:
     if _is_command():
         print(f"hotloop: {error}", file=sys.stderr)
         raise SystemExit(2)
-    raise error
+    raise error from None
 
 
 def _is_command() -> bool:

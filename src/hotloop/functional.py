@@ -86,6 +86,7 @@ def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> C
         result: Gradients = run(grad_output, grad_h_n, None, wrt)
         return result
 
+    vjp_without_c.__name__ = vjp_without_c.__qualname__ = "vjp"
     return vjp_without_c
 
 
@@ -206,7 +207,7 @@ def lstm_vjp(
         product. Upstream gradients have the shapes of the results; absent ones count as zero. The result is a named
         tuple (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0): gradients of absent biases are None, those of h0 and
         c0 are always there; `wrt`, an iterable of these names, skips what it does not name (None). It may be called
-        any number of times. `x` and the weights are not copied: do not change them before the last call.
+        any number of times. `x` and the weights are not copied: do not change them before the last call. States are.
 
     Examples
     --------
@@ -466,7 +467,9 @@ def clip_grad_norm_(
     Parameters
     ----------
     grads : array, mapping or iterable of arrays
-        E.g. what `vjp` returns, or a dict of all the gradients of a model. None is passed over.
+        E.g. what `vjp` returns, or a dict of all the gradients of a model. None is passed over. Of what a layer's `vjp`
+        returns the parameters are taken; of a function's all that is there, so leave out x and the states with `wrt=`
+        to have torch's norm of the parameters.
     max_norm : float
         At least 0.
     error_if_nonfinite : bool
@@ -493,7 +496,7 @@ def clip_grad_norm_(
     >>> bool(np.isclose(np.hypot(grads["weight"][0], grads["bias"][0]), 1.0))
     True
     """
-    items: Any = (grads,) if isinstance(grads, np.ndarray) else grads
+    items: Any = (grads,) if isinstance(grads, np.ndarray) else getattr(grads, "parameters", grads)
     arrays = [item for item in (items.values() if isinstance(items, Mapping) else items) if item is not None]
     if not isinstance(max_norm, (int, float, np.integer, np.floating)):
         raise TypeError(f"max_norm: expected a number >= 0, got {max_norm!r}")

@@ -72,7 +72,7 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
             raise TypeError
         result: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
+        raise TypeError(f"dtype: expected NumPy's float32 or float64, got {dtype!r}") from error
     if result not in DTYPES:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
     return result
@@ -259,6 +259,8 @@ class _Layers:
         if not names:
             raise ValueError(f"mapping: expected names that start with {prefix!r}, got {sorted(mapping)}")
         matches = {name: _NAME.fullmatch(name) for name in names}
+        if projected := [prefix + name for name in names if name.startswith("weight_hr_l")]:
+            raise ValueError(f"mapping: expected layers without projections (proj_size=0), got {projected}")
         if unknown := [prefix + name for name, match in matches.items() if match is None]:
             raise ValueError(f"mapping: expected names as {prefix}weight_ih_l0, got {unknown}")
         found = [match for match in matches.values() if match is not None]
@@ -271,6 +273,19 @@ class _Layers:
         weight = as_array(first, mapping[first])
         if weight.ndim != 2:
             raise ValueError(f"{first}: expected 2 dimensions, got shape {weight.shape}")
+        recurrent = as_array(f"{prefix}weight_hh_l0", mapping.get(f"{prefix}weight_hh_l0", weight))
+        gates = {1: "an RNN", 3: "a GRU", 4: "an LSTM"}
+        rows, columns = recurrent.shape if recurrent.ndim == 2 else (0, 0)
+        if (
+            recurrent is not weight
+            and columns
+            and rows % columns == 0
+            and rows // columns in gates.keys() - {cls._gates}
+        ):
+            raise ValueError(
+                f"mapping: expected the parameters of {gates[cls._gates]}, got {prefix}weight_hh_l0 of shape "
+                f"{recurrent.shape}, which is that of {gates[rows // columns]}"
+            )
         layer = cls(
             input_size=weight.shape[1],
             hidden_size=weight.shape[0] // cls._gates,
@@ -350,7 +365,7 @@ class _Layers:
             if not isinstance(state, (tuple, list)) or len(state) != 2:
                 raise TypeError(f"state: expected (h0, c0), got {_described(state)}")
             h0, c0 = state
-        elif isinstance(state, tuple):
+        elif isinstance(state, tuple) or (isinstance(state, list) and any(hasattr(part, "shape") for part in state)):
             raise TypeError(f"state: expected h0, an array, got {_described(state)}")
         shape = (self._num_layers * self._directions, batch_size, self._hidden_size)
         return (
@@ -368,6 +383,8 @@ class _Layers:
         seq_len, batch_size, _ = x.shape
         check_size(prepared.weights[0][0], seq_len, batch_size, training)
         h0, c0 = self._states(state, batch_size, layout.unbatched)
+        if training:  # backward reads them, and states are what callers overwrite in the next step
+            h0, c0 = None if h0 is None else h0.copy(), None if c0 is None else c0.copy()
         shape = (seq_len, batch_size, self._directions * self._hidden_size)
         features = "2*hidden_size" if self._bidirectional else "hidden_size"
         inputs: dict[str, Any] = {} if out is None else {"x": given} | prepared.parameters
@@ -471,9 +488,10 @@ class _Layers:
         Returns
         -------
         (output, state)
-            As from a call; `output` is read-only, because `vjp` reads it.
+            As from a call, but with dropout; `output` is read-only, because `vjp` reads it.
         vjp : callable
-            ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LayerGradients``: a named tuple of the
+            ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LayerGradients`` (grad_c_n: LSTM only;
+            `x` is not copied: do not change it before the last call): a named tuple of the
             gradients of x, of state (h0, or (h0, c0)), and of the parameters, a dict by the names of `state_dict()`.
             Upstream gradients have the shapes of the results; absent ones count as zero. `wrt`, an iterable of "x",
             "state" and names of parameters, skips what it does not name. It may be called any number of times.
@@ -515,6 +533,7 @@ class _Layers:
         ) -> LayerGradients:
             return run(grad_output, grad_h_n, None, wrt)
 
+        vjp_without_c.__name__ = vjp_without_c.__qualname__ = "vjp"
         return (output, state), vjp_without_c
 
     def _backward(
@@ -830,7 +849,8 @@ class GRU(_Layers):
     ) -> GRU:
         """Make the layers that `mapping`, a state_dict of this class or of torch.nn.GRU, holds.
 
-        As `LSTM.from_state_dict`; the form of the reset is not in it.
+        As `LSTM.from_state_dict`. The form of the reset is not in it: without `reset_after=False` parameters of such
+        a GRU compute something else.
 
         Examples
         --------
