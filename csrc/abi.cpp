@@ -106,16 +106,13 @@ int check_call(const hotloop_backward_args& args) {
   return HOTLOOP_OK;
 }
 
-const hotloop_forward_args* forward_of(const hotloop_forward_args& args) { return &args; }
-const hotloop_forward_args* forward_of(const hotloop_backward_args& args) { return &args.forward; }
-
 int clamp_threads(int32_t threads) { return threads <= 1 ? 1 : threads < kMaxThreads ? threads : kMaxThreads; }
 
 template <class Args>
 int64_t workspace_of(const Args* args, int64_t count, int32_t threads) {
   if (args == nullptr || count < 0 || count > kMaxCount) return -1;
   for (int64_t i = 0; i < count; ++i) {
-    if (check_sizes(forward_of(args[i])) != HOTLOOP_OK) return -1;
+    if (check_sizes(&hotloop::forward_of(args[i])) != HOTLOOP_OK) return -1;
   }
   if (count == 0) return 0;
   const int64_t each = hotloop::workspace_of(args, count, clamp_threads(threads));
@@ -126,7 +123,7 @@ template <class Args>
 int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t workspace_bytes) {
   if (args == nullptr || count < 0 || count > kMaxCount) return HOTLOOP_BAD_ARGUMENT;
   for (int64_t i = 0; i < count; ++i) {
-    int status = check_sizes(forward_of(args[i]));
+    int status = check_sizes(&hotloop::forward_of(args[i]));
     if (status == HOTLOOP_OK) status = check_call(args[i]);
     if (status != HOTLOOP_OK) return status;
   }
@@ -136,6 +133,20 @@ int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t wor
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
   return hotloop::run(args, count, threads, workspace);
+}
+
+// Sizes as the flat functions take them.
+hotloop_forward_args sized(int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size,
+                           int64_t input_size, int64_t hidden_size) {
+  hotloop_forward_args args{};
+  args.cell = cell;
+  args.dtype = dtype;
+  args.reverse = reverse;
+  args.seq_len = seq_len;
+  args.batch_size = batch_size;
+  args.input_size = input_size;
+  args.hidden_size = hidden_size;
+  return args;
 }
 
 template <class Args>
@@ -171,25 +182,14 @@ int32_t hotloop_backward(hotloop_backward_args* args, int64_t count, int32_t thr
 
 int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
                                        int64_t input_size, int64_t hidden_size, int32_t threads) {
-  hotloop_forward_args args{};
-  args.cell = cell;
-  args.dtype = dtype;
-  args.seq_len = seq_len;
-  args.batch_size = batch_size;
-  args.input_size = input_size;
-  args.hidden_size = hidden_size;
+  const hotloop_forward_args args = sized(cell, dtype, 0, seq_len, batch_size, input_size, hidden_size);
   return workspace_of(&args, 1, threads);
 }
 
 int64_t hotloop_backward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
                                         int64_t input_size, int64_t hidden_size, int32_t threads) {
   hotloop_backward_args args{};
-  args.forward.cell = cell;
-  args.forward.dtype = dtype;
-  args.forward.seq_len = seq_len;
-  args.forward.batch_size = batch_size;
-  args.forward.input_size = input_size;
-  args.forward.hidden_size = hidden_size;
+  args.forward = sized(cell, dtype, 0, seq_len, batch_size, input_size, hidden_size);
   args.grad_x = args.grad_weight_ih = args.grad_weight_hh = &args;  // wanted: only compared with null here
   return workspace_of(&args, 1, threads);
 }
@@ -200,14 +200,7 @@ int32_t hotloop_forward_flat(int32_t cell, int32_t dtype, int32_t reverse, int64
                              const void* bias_hh, const void* h0, const void* c0, void* output, int64_t output_stride_t,
                              int64_t output_stride_b, void* h_n, void* c_n, void* gates, void* c, int32_t threads,
                              void* workspace, int64_t workspace_bytes) {
-  hotloop_forward_args args{};
-  args.cell = cell;
-  args.dtype = dtype;
-  args.reverse = reverse;
-  args.seq_len = seq_len;
-  args.batch_size = batch_size;
-  args.input_size = input_size;
-  args.hidden_size = hidden_size;
+  hotloop_forward_args args = sized(cell, dtype, reverse, seq_len, batch_size, input_size, hidden_size);
   args.x = x;
   args.x_stride_t = x_stride_t;
   args.x_stride_b = x_stride_b;
@@ -238,13 +231,7 @@ int32_t hotloop_backward_flat(int32_t cell, int32_t dtype, int32_t reverse, int6
                               void* grad_c0, int32_t threads, void* workspace, int64_t workspace_bytes) {
   hotloop_backward_args args{};
   hotloop_forward_args& forward = args.forward;
-  forward.cell = cell;
-  forward.dtype = dtype;
-  forward.reverse = reverse;
-  forward.seq_len = seq_len;
-  forward.batch_size = batch_size;
-  forward.input_size = input_size;
-  forward.hidden_size = hidden_size;
+  forward = sized(cell, dtype, reverse, seq_len, batch_size, input_size, hidden_size);
   forward.x = x;
   forward.x_stride_t = x_stride_t;
   forward.x_stride_b = x_stride_b;

@@ -18,10 +18,6 @@ constexpr double kInlineNs = 48e3;
 // Products that are worth waking threads that slept while one thread ran the recurrence of a single row.
 constexpr double kWakeNs = 2e6;
 
-// NOLINTNEXTLINE(bugprone-return-const-ref-from-parameter): of the caller's array, never of a temporary
-const hotloop_forward_args& forward_of(const hotloop_forward_args& args) { return args; }
-const hotloop_forward_args& forward_of(const hotloop_backward_args& args) { return args.forward; }
-
 const Phases<hotloop_forward_args>& phases_of(const CellKernels& cell, const hotloop_forward_args&) {
   return cell.forward;
 }

@@ -5,6 +5,10 @@
 
 namespace hotloop {
 
+// NOLINTNEXTLINE(bugprone-return-const-ref-from-parameter): of the caller's array, never of a temporary
+inline const hotloop_forward_args& forward_of(const hotloop_forward_args& args) { return args; }
+inline const hotloop_forward_args& forward_of(const hotloop_backward_args& args) { return args.forward; }
+
 // Bytes of workspace for each of `count` recurrences, at least one, and the call itself: HOTLOOP_OK, or HOTLOOP_AGAIN after
 // some 50 ms. Sizes have been checked.
 int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads);

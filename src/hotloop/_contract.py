@@ -7,7 +7,7 @@ pair of strides), states as contiguous [B, H].
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -257,12 +257,16 @@ def check_weights(cell: Cell, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias
     return Weights(cell, np.ascontiguousarray(weight_ih), np.ascontiguousarray(weight_hh), *biases)
 
 
+def check_integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer >= {least}, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+    return int(value)
+
+
 def check_threads(threads: Any) -> int:
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-        raise TypeError(f"threads: expected an integer >= 1, got {threads!r}")
-    if threads < 1:
-        raise ValueError(f"threads: expected an integer >= 1, got {threads}")
-    return min(int(threads), 1024)
+    return min(check_integer("threads", threads, 1), 1024)
 
 
 def check_flag(name: str, flag: Any) -> bool:
@@ -273,10 +277,42 @@ def check_flag(name: str, flag: Any) -> bool:
     return bool(flag)
 
 
+def check_dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        if dtype is None:  # which is float64 to NumPy
+            raise TypeError
+        result: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype: expected NumPy's float32 or float64, got {dtype!r}") from error
+    if result not in DTYPES:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return result
+
+
+def check_probability(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number from 0 to 1, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+    return float(value)
+
+
+def check_generator(name: str, rng: Any) -> np.random.Generator:
+    try:
+        if isinstance(rng, (bool, np.bool_)):
+            raise TypeError
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a seed or a numpy.random.Generator, got {rng!r}") from error
+
+
 def check_state(
-    name: str, state: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], unbatched: bool
+    name: str, state: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], unbatched: bool, copy: bool = False
 ) -> Array | None:
-    """A state as a contiguous array of `shape`, [..., B, H], `rule` in words; unbatched, the caller leaves B out."""
+    """A state as a contiguous array of `shape`, [..., B, H], `rule` in words; unbatched, the caller leaves B out.
+
+    It is copied where backward will read it: states are what callers overwrite in the next step.
+    """
     if state is None:
         return None
     array = as_array(name, state, dtype)
@@ -286,14 +322,14 @@ def check_state(
         array = array[..., np.newaxis, :]
     else:
         _expect(name, array, rule, shape)
-    return np.ascontiguousarray(array)
+    return np.array(array, order="C") if copy else np.ascontiguousarray(array)
 
 
 def _overlaps_itself(array: Array) -> bool:
     """Whether two elements may lie at one place: in order of their strides, each axis must step over the one before."""
-    end = array.itemsize
     if array.size == 0:
         return False
+    end = array.itemsize
     for stride, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
         if length > 1:
             if stride < end:
@@ -477,10 +513,8 @@ def check_forward(
     seq_len, batch_size, _ = x.shape
     state = (batch_size, hidden_size)
     check_size(weights, seq_len, batch_size, training)
-    h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched)
-    c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched)
-    if training:  # backward reads them, and states are what callers overwrite in the next step
-        h0, c0 = None if h0 is None else h0.copy(), None if c0 is None else c0.copy()
+    h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
+    c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
     inputs: Mapping[str, Any] = {}
     if out is not None:
         parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)
@@ -521,6 +555,24 @@ def check_grad_output(
     array = as_array("grad_output", grad_output, dtype)
     _expect("grad_output", array, layout.rule(features), layout.shape(*shape))
     return _with_unit_feature_stride(layout.time_major(array))
+
+
+def make_vjp(run: Callable[..., Any], has_c: bool) -> Callable[..., Any]:
+    """The function that users call: `run(grad_output, grad_h_n, grad_c_n, wrt)` with the arguments that a cell has."""
+    if has_c:
+
+        def vjp(
+            grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
+        ) -> Any:
+            return run(grad_output, grad_h_n, grad_c_n, wrt)
+
+        return vjp
+
+    def vjp_without_c(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Any:
+        return run(grad_output, grad_h_n, None, wrt)
+
+    vjp_without_c.__name__ = vjp_without_c.__qualname__ = "vjp"
+    return vjp_without_c
 
 
 def make_backward(

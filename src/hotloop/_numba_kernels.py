@@ -401,8 +401,9 @@ def _gru_reset_before_back(
     add_product(dh, 0, flat, 0, weight, 0, 0, 2 * units, units)
 
 
-# What is compiled and called, one function each, for numba to keep on disk. It names the files after the function and
-# takes them for current as long as this file is the same, so the name says what `_cells` is too.
+# What is compiled and called, one function each, for numba to keep on disk. Every argument is written out, since numba
+# takes no *arguments with a signature. It names the files after the function and takes them for current as long as this
+# file is the same, so the name says what `_cells` is too.
 
 
 def forward_rnn_tanh(

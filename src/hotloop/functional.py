@@ -24,38 +24,18 @@ from ._contract import (
     check_weights,
     finish_output,
     gru_cell,
+    make_vjp,
     rnn_cell,
 )
 
 
 def _run(
-    cell: Cell,
-    x: Any,
-    weights: tuple[Any, Any, Any, Any],
-    h0: Any,
-    c0: Any,
-    *,
-    training: bool,
-    batch_first: bool,
-    reverse: bool,
-    lengths: Any,
-    resets: Any,
-    threads: int | None,
-    out: Any = None,
-) -> tuple[Forward, Array, Layout]:
-    args, output, layout = check_forward(
-        check_weights(cell, *weights),
-        x,
-        h0,
-        c0,
-        batch_first=batch_first,
-        reverse=reverse,
-        lengths=lengths,
-        resets=resets,
-        training=training,
-        out=out,
-        parameters=weights,
-    )
+    cell: Cell, x: Any, weights: tuple[Any, Any, Any, Any], h0: Any, c0: Any, *, threads: Any, out: Any = None,
+    **options: Any,
+) -> tuple[Forward, Array, Layout]:  # fmt: skip
+    """`options` are those of check_forward."""
+    checked = check_weights(cell, *weights)
+    args, output, layout = check_forward(checked, x, h0, c0, out=out, parameters=weights, **options)
     _backend.active().forward((args,), _backend.threads_of(threads))
     if out is not None:
         finish_output(output, args.output, layout)
@@ -72,22 +52,7 @@ def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> C
         backend.backward((back,), threads)
         return results
 
-    if args.cell.has_c:
-
-        def vjp(
-            grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
-        ) -> LSTMGradients:
-            result: LSTMGradients = run(grad_output, grad_h_n, grad_c_n, wrt)
-            return result
-
-        return vjp
-
-    def vjp_without_c(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Gradients:
-        result: Gradients = run(grad_output, grad_h_n, None, wrt)
-        return result
-
-    vjp_without_c.__name__ = vjp_without_c.__qualname__ = "vjp"
-    return vjp_without_c
+    return make_vjp(run, args.cell.has_c)
 
 
 def lstm(

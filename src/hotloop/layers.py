@@ -6,7 +6,6 @@ Names, defaults, shapes and parameter names are those of torch.nn.
 from __future__ import annotations
 
 import operator
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -19,17 +18,19 @@ import numpy.typing as npt
 from . import _backend, _memory
 from ._contract import (
     CELLS,
-    DTYPES,
     PARAMETERS,
     Array,
     Backend,
     Cell,
     Forward,
     Layout,
-    Weights,
     as_array,
+    check_dtype,
     check_flag,
+    check_generator,
     check_grad_output,
+    check_integer,
+    check_probability,
     check_sequence,
     check_size,
     check_state,
@@ -40,13 +41,14 @@ from ._contract import (
     make_backward,
     make_forward,
     make_output,
+    make_vjp,
     rnn_cell,
 )
 from ._dropout import drop
+from ._parameters import PARAMETER, Prepared, check_mapping, frozen, read_state_dict
 
 Self = TypeVar("Self", bound="_Layers")
 
-_NAME = re.compile(r"(?P<name>(weight|bias)_(ih|hh))_l(?P<layer>\d+)(?P<reverse>_reverse)?")
 _STATE_RULE = "(num_layers*num_directions, batch_size, hidden_size)"
 
 
@@ -56,55 +58,6 @@ class LayerGradients(NamedTuple):
     x: Array | None
     state: Any  # of h0, or (h0, c0) for an LSTM
     parameters: dict[str, Array]  # by the names of state_dict()
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer >= 1, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value}")
-    return int(value)
-
-
-def _dtype(dtype: Any) -> np.dtype[Any]:
-    try:
-        if dtype is None:  # which is float64 to NumPy
-            raise TypeError
-        result: np.dtype[Any] = np.dtype(dtype)
-    except TypeError as error:
-        raise TypeError(f"dtype: expected NumPy's float32 or float64, got {dtype!r}") from error
-    if result not in DTYPES:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
-    return result
-
-
-def _probability(value: Any) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"dropout: expected a number from 0 to 1, got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"dropout: expected a number from 0 to 1, got {value}")
-    return float(value)
-
-
-def _generator(rng: Any) -> np.random.Generator:
-    try:
-        if isinstance(rng, (bool, np.bool_)):
-            raise TypeError
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"rng: expected a seed or a numpy.random.Generator, got {rng!r}") from error
-
-
-def _frozen(array: Array) -> Array:
-    """A copy that nobody can write to: NumPy sets no flag of an array over bytes."""
-    return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
-
-
-def _check_mapping(mapping: Any) -> None:
-    if not isinstance(mapping, Mapping):
-        raise TypeError(f"mapping: expected a mapping of names to arrays, got {type(mapping).__name__}")
-    if other := [name for name in mapping if not isinstance(name, str)]:
-        raise TypeError(f"mapping: expected names that are strings, got {other}")
 
 
 def _described(state: Any) -> str:
@@ -126,25 +79,6 @@ class _Stack(NamedTuple):
     seed: int | None
 
 
-class _Prepared:
-    """The parameters by name, as weights by layer and direction, and what a backend packed of them for inference.
-
-    A layer replaces it whole: a call or a `vjp` under way keeps the one it began with.
-    """
-
-    def __init__(self, parameters: dict[str, Array], weights: list[list[Weights]]) -> None:
-        self.parameters = parameters
-        self.weights = weights
-        self._packed: tuple[Backend | None, list[list[Any]]] = None, []
-
-    def packed(self, backend: Backend) -> list[list[Any]]:
-        packed_by, packed = self._packed
-        if packed_by is not backend:
-            packed = [[backend.pack(weights) for weights in layer] for layer in self.weights]
-            self._packed = backend, packed
-        return packed
-
-
 class _Layers:
     """What RNN, LSTM and GRU share."""
 
@@ -163,15 +97,16 @@ class _Layers:
         dtype: npt.DTypeLike,
         rng: Any,
     ) -> None:
-        sizes = _count("input_size", input_size), _count("hidden_size", hidden_size), _count("num_layers", num_layers)
         self._cell = cell
-        self._input_size, self._hidden_size, self._num_layers = sizes
+        self._input_size = check_integer("input_size", input_size, 1)
+        self._hidden_size = check_integer("hidden_size", hidden_size, 1)
+        self._num_layers = check_integer("num_layers", num_layers, 1)
         self._bias = check_flag("bias", bias)
         self._batch_first = check_flag("batch_first", batch_first)
-        self._dropout = _probability(dropout)
+        self._dropout = check_probability("dropout", dropout)
         self._bidirectional = check_flag("bidirectional", bidirectional)
-        self._dtype = _dtype(dtype)
-        self._rng = _generator(rng)
+        self._dtype = check_dtype(dtype)
+        self._rng = check_generator("rng", rng)
         if self._dropout and self._num_layers == 1:
             warnings.warn(
                 f"dropout: drops between layers, so with num_layers=1 dropout={self._dropout} does nothing",
@@ -182,7 +117,7 @@ class _Layers:
         self._lock = threading.Lock()
         self._prepare(
             {
-                name: _frozen(self._rng.uniform(-bound, bound, shape).astype(self._dtype))
+                name: frozen(self._rng.uniform(-bound, bound, shape).astype(self._dtype))
                 for name, shape in self._shapes().items()
             }
         )
@@ -212,7 +147,7 @@ class _Layers:
             ]
             for layer in range(self._num_layers)
         ]
-        self._prepared = _Prepared(parameters, weights)
+        self._prepared = Prepared(parameters, weights)
 
     @property
     def _directions(self) -> int:
@@ -247,55 +182,14 @@ class _Layers:
         state = state | {"_cell": CELLS[state["_cell"]], "_lock": threading.Lock()}
         parameters = state.pop("_parameters")
         vars(self).update(state)
-        self._prepare({name: _frozen(array) for name, array in parameters.items()})
+        self._prepare({name: frozen(array) for name, array in parameters.items()})
 
     @classmethod
     def _from_state_dict(cls: type[Self], mapping: Mapping[str, Any], prefix: str, **options: Any) -> Self:
         """The layer whose shape the mapping's names and arrays tell."""
-        _check_mapping(mapping)
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix: expected a string, got {prefix!r}")
-        names = [name.removeprefix(prefix) for name in mapping if name.startswith(prefix)]
-        if not names:
-            raise ValueError(f"mapping: expected names that start with {prefix!r}, got {sorted(mapping)}")
-        matches = {name: _NAME.fullmatch(name) for name in names}
-        if projected := [prefix + name for name in names if name.startswith("weight_hr_l")]:
-            raise ValueError(f"mapping: expected layers without projections (proj_size=0), got {projected}")
-        if unknown := [prefix + name for name, match in matches.items() if match is None]:
-            raise ValueError(f"mapping: expected names as {prefix}weight_ih_l0, got {unknown}")
-        found = [match for match in matches.values() if match is not None]
-        layers = sorted({int(match["layer"]) for match in found})
-        if layers != list(range(len(layers))):
-            raise ValueError(f"mapping: expected layers 0, 1, ... without a gap, got {layers}")
-        first = f"{prefix}weight_ih_l0"
-        if first not in mapping:
-            raise ValueError(f"mapping: expected {first}, got {[prefix + name for name in names]}")
-        weight = as_array(first, mapping[first])
-        if weight.ndim != 2:
-            raise ValueError(f"{first}: expected 2 dimensions, got shape {weight.shape}")
-        recurrent = as_array(f"{prefix}weight_hh_l0", mapping.get(f"{prefix}weight_hh_l0", weight))
-        gates = {1: "an RNN", 3: "a GRU", 4: "an LSTM"}
-        rows, columns = recurrent.shape if recurrent.ndim == 2 else (0, 0)
-        if (
-            recurrent is not weight
-            and columns
-            and rows % columns == 0
-            and rows // columns in gates.keys() - {cls._gates}
-        ):
-            raise ValueError(
-                f"mapping: expected the parameters of {gates[cls._gates]}, got {prefix}weight_hh_l0 of shape "
-                f"{recurrent.shape}, which is that of {gates[rows // columns]}"
-            )
-        layer = cls(
-            input_size=weight.shape[1],
-            hidden_size=weight.shape[0] // cls._gates,
-            num_layers=len(layers),
-            bias=any(match["name"].startswith("bias") for match in found),
-            bidirectional=any(match["reverse"] for match in found),
-            dtype=weight.dtype,
-            **options,
-        )
-        layer.load_state_dict({name: mapping[prefix + name] for name in names})
+        found, shape = read_state_dict(mapping, prefix, cls._gates)
+        layer = cls(**shape, **options)
+        layer.load_state_dict(found)
         return layer
 
     def state_dict(self) -> dict[str, Array]:
@@ -324,7 +218,7 @@ class _Layers:
         TypeError
             An array of another dtype.
         """
-        _check_mapping(mapping)
+        check_mapping(mapping)
         if missing := [name for name in self._shapes() if name not in mapping]:
             raise ValueError(f"mapping: expected every parameter of {self}, missing {missing}")
         self.update(mapping)
@@ -345,7 +239,7 @@ class _Layers:
         TypeError, ValueError
             As `load_state_dict`, but none need be there.
         """
-        _check_mapping(mapping)
+        check_mapping(mapping)
         shapes = self._shapes()
         if unknown := [name for name in mapping if name not in shapes]:
             raise ValueError(f"mapping: expected names among {list(shapes)}, got {unknown}")
@@ -354,11 +248,11 @@ class _Layers:
             array = as_array(name, value)
             if array.shape != shapes[name]:
                 raise ValueError(f"{name}: expected shape {shapes[name]}, got {array.shape}")
-            replaced[name] = _frozen(array.astype(self._dtype, copy=False))
+            replaced[name] = frozen(array.astype(self._dtype, copy=False))
         with self._lock:  # of two updates at once none is lost
             self._prepare({name: replaced.get(name, array) for name, array in self._prepared.parameters.items()})
 
-    def _states(self, state: Any, batch_size: int, unbatched: bool) -> tuple[Array | None, Array | None]:
+    def _states(self, state: Any, batch_size: int, unbatched: bool, copy: bool) -> tuple[Array | None, Array | None]:
         """h0 and c0, checked, [layers*directions, B, H]."""
         h0, c0 = state, None
         if self._cell.has_c and state is not None:
@@ -369,8 +263,8 @@ class _Layers:
             raise TypeError(f"state: expected h0, an array, got {_described(state)}")
         shape = (self._num_layers * self._directions, batch_size, self._hidden_size)
         return (
-            check_state("h0", h0, _STATE_RULE, shape, self._dtype, unbatched),
-            check_state("c0", c0, _STATE_RULE, shape, self._dtype, unbatched),
+            check_state("h0", h0, _STATE_RULE, shape, self._dtype, unbatched, copy),
+            check_state("c0", c0, _STATE_RULE, shape, self._dtype, unbatched, copy),
         )
 
     def _run(
@@ -382,9 +276,7 @@ class _Layers:
         )
         seq_len, batch_size, _ = x.shape
         check_size(prepared.weights[0][0], seq_len, batch_size, training)
-        h0, c0 = self._states(state, batch_size, layout.unbatched)
-        if training:  # backward reads them, and states are what callers overwrite in the next step
-            h0, c0 = None if h0 is None else h0.copy(), None if c0 is None else c0.copy()
+        h0, c0 = self._states(state, batch_size, layout.unbatched, copy=training)
         shape = (seq_len, batch_size, self._directions * self._hidden_size)
         features = "2*hidden_size" if self._bidirectional else "hidden_size"
         inputs: dict[str, Any] = {} if out is None else {"x": given} | prepared.parameters
@@ -501,17 +393,13 @@ class _Layers:
         TypeError, ValueError, NotImplementedError
             As a call.
         """
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
-            raise TypeError(f"seed: expected an integer >= 0, got {seed!r}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed: expected an integer >= 0, got {seed}")
+        if seed is not None:
+            seed = check_integer("seed", seed, 0)
         if not self._dropout or self._num_layers == 1:
             seed = None
         elif seed is None:
             seed = int(self._rng.integers(2**63))
-        output, state, stack = self._run(
-            x, state, lengths, resets, threads, out=None, training=True, seed=None if seed is None else int(seed)
-        )
+        output, state, stack = self._run(x, state, lengths, resets, threads, out=None, training=True, seed=seed)
         output.flags.writeable = False
         backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._shapes())
 
@@ -519,22 +407,7 @@ class _Layers:
             wanted = check_wrt(wrt, ("x", "state", *names))
             return self._backward(stack, backend, count, names, grad_output, grad_h_n, grad_c_n, wanted)
 
-        if self._cell.has_c:
-
-            def vjp(
-                grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
-            ) -> LayerGradients:
-                return run(grad_output, grad_h_n, grad_c_n, wrt)
-
-            return (output, state), vjp
-
-        def vjp_without_c(
-            grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None
-        ) -> LayerGradients:
-            return run(grad_output, grad_h_n, None, wrt)
-
-        vjp_without_c.__name__ = vjp_without_c.__qualname__ = "vjp"
-        return (output, state), vjp_without_c
+        return (output, state), make_vjp(run, self._cell.has_c)
 
     def _backward(
         self,
@@ -559,10 +432,8 @@ class _Layers:
         parameters: dict[str, Array] = {}
         grad_x = None
         # Below the lowest layer of which something is wanted there is nothing to do.
-        lowest = 0 if wanted & {"x", "state"} else self._num_layers
-        for layer in reversed(range(self._num_layers)):
-            if any(f"{name}{suffix}" in wanted for suffix in self._suffixes(layer) for name in PARAMETERS):
-                lowest = min(lowest, layer)
+        found = (int(match["layer"]) for match in map(PARAMETER.fullmatch, wanted) if match)
+        lowest = 0 if wanted & {"x", "state"} else min(found, default=self._num_layers)
         for layer in range(self._num_layers - 1, lowest - 1, -1):
             x = stack.recurrences[layer][0].x
             if layer and stack.seed is not None:
