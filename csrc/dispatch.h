@@ -1,15 +1,23 @@
-// The kernel table of one instruction set, and the choice among them. The only header of this folder that kernels/ may
-// include: no standard header with inline functions here either.
+// The kernel table of one instruction set, and the choice among them. Of this folder kernels/ may include this and team.h: no standard header with inline functions here either.
 #pragma once
 
 #include <stddef.h>
 
 #include "hotloop.h"
+#include "team.h"
 
 namespace hotloop {
 
 // Packed weights begin with a line that abi.cpp writes and reads; CellKernels::pack is given what follows it.
 constexpr int64_t kPackedHeaderBytes = 64;
+
+// What one thread does of a round's recurrence: range `index` of `count` of the batch's rows, and of the units, in a team of
+// `members` that does these rows together, slice `member`. `team` is null where it would have one member.
+struct Share {
+  int index, count;
+  int member = 0, members = 1;
+  Team* team = nullptr;
+};
 
 // One recurrence, forward or backward, in rounds of some steps; schedule.cpp decides how many steps a round takes and in
 // how many shares, which run side by side, each phase of it is done. Sizes have been checked: no product of dimensions
@@ -20,8 +28,8 @@ struct Phases {
   int64_t (*most_steps)(const Args& args);  // of a round
   int64_t (*workspace)(const Args& args, int shares);
   void (*start)(const Args& args, void* workspace, int shares);
-  // The recurrence itself, shares of the batch's rows: steps cursor .. cursor+steps.
-  void (*rows)(const Args& args, void* workspace, int64_t steps, int index, int shares);
+  // The recurrence itself: steps cursor .. cursor+steps.
+  void (*rows)(const Args& args, void* workspace, int64_t steps, const Share& share);
   // Backward: what follows from all rows of the round, any number of shares; and what is left after the last round.
   void (*products)(const Args& args, void* workspace, int64_t steps, int index, int shares);
   void (*finish)(const Args& args, void* workspace);
@@ -39,6 +47,7 @@ struct CellKernels {
 };
 
 struct TypeKernels {
+  int lanes;  // units in a vector
   CellKernels cells[HOTLOOP_CELL_COUNT];
   double (*probe_fma)(void* buffer, int64_t bytes, int64_t repeats);
   double (*probe_read)(void* buffer, int64_t bytes, int64_t repeats);

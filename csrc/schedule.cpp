@@ -1,6 +1,8 @@
 // A call goes in rounds. In each, as many recurrences as there are threads, of those that are not finished, do some steps,
 // first their rows, then, backward, the products that need all of them. All shares of all these recurrences in a phase are
-// spread over the threads. Results do not depend on any of this: shares split rows and columns, never a sum.
+// spread over the threads. Work is split three ways: recurrences side by side; the rows of one, which need not wait for
+// each other; and the units of some rows among a team, which exchanges flags at every step. Results do not depend on any
+// of this: shares split rows and columns, never a sum.
 #include "schedule.h"
 
 #include <type_traits>
@@ -15,6 +17,12 @@ constexpr double kRoundNs = 2e6;         // done between two looks at the clock
 // A call below this runs on the caller alone: waking a thread takes as long. With a fifth of it GRU T100 B1 I8 H32 trained
 // in 80 us on two threads, and in 52 us on one.
 constexpr double kInlineNs = 48e3;
+// The same where the other threads are awake.
+constexpr double kInlineAwakeNs = 10e3;
+// What a team spends at a step on exchanging flags and on waiting for the slowest.
+constexpr double kExchangeNs = 250;
+// What one core reads of packed weights: from L2.
+constexpr double kReadBytesNs = 200;
 // Products that are worth waking threads that slept while one thread ran the recurrence of a single row.
 constexpr double kWakeNs = 2e6;
 
@@ -31,30 +39,35 @@ template <class Args>
 class Call {
  public:
   Call(Args* args, int64_t count, int threads) : args_(args), count_(count), threads_(threads) {
-    double ns = 0;
-    for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * (double)forward_of(args[i]).seq_len;
-    if (ns < kInlineNs) threads_ = 1;
     // As few shares of each recurrence as give every thread equally many.
     most_shares_ = threads_ / greatest_common_divisor(threads_, (int)(count % threads_));
+    each_ = workspace_each();
+    double ns = 0;
+    for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * (double)forward_of(args[i]).seq_len;
+    if (ns < (awake(threads) ? kInlineAwakeNs : kInlineNs)) threads_ = most_shares_ = 1;
   }
 
-  // Each recurrence has as much of the workspace as the largest needs.
+  // Each recurrence has as much of the workspace as the largest needs, on one thread or on all: what its kernels need, and
+  // then its teams.
   int64_t workspace_each() const {
     int64_t most = 0;
     for (int64_t i = 0; i < count_; ++i) {
-      const int64_t bytes = phases(i).workspace(args_[i], row_shares(i));
+      const Split split = split_of(i);
+      const int64_t bytes = team_offset(i, split) + (split.members > 1 ? split.rows * team_stride(split) : 0);
+      const int64_t alone = phases(i).workspace(args_[i], 1);
       if (bytes > most) most = bytes;
+      if (alone > most) most = alone;
     }
-    return most;
+    return (most + 63) / 64 * 64 + 64;
   }
 
   int run(void* workspace) {
-    workspace_ = static_cast<char*>(workspace);
-    each_ = workspace_each();
+    aligned_ = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
     const int64_t deadline = monotonic_ns() + kCallNs;
     while (unfinished()) {
       choose();
       in_parallel(&Call::start, &Call::one);
+      make_teams();
       in_parallel(&Call::rows, &Call::row_shares);
       in_parallel(&Call::products, &Call::product_shares);
       advance();
@@ -97,9 +110,64 @@ class Call {
 
   int one(int64_t i) const { return args_[i].cursor == 0 ? 1 : 0; }
 
+  // Ranges of a recurrence's rows, and the members of the team that runs each.
+  struct Split {
+    int rows, members;
+  };
+
+  // The cheapest way to split recurrence i: a thread's part of a step takes as long as its products or as reading its
+  // weights, whichever is longer.
+  Split split_of(int64_t i) const {
+    const hotloop_forward_args& args = forward_of(args_[i]);
+    const int64_t rows = args.batch_size < 1 ? 1 : args.batch_size;
+    const TypeKernels& type = active_table()->types[args.dtype];
+    const int64_t blocks = (args.hidden_size + type.lanes - 1) / type.lanes;
+    const double step = phases(i).step_ns(args_[i]);
+    const double read = (double)(type.cells[args.cell].gates * args.hidden_size * blocks * type.lanes) *
+                        (args.dtype == HOTLOOP_FLOAT64 ? 8 : 4) / kReadBytesNs;
+    Split best{1, 1};
+    double least = 0;
+    for (int members = 1; members <= most_shares_ && members <= blocks; ++members) {
+      if (most_shares_ % members != 0) continue;
+      const int ranges = rows < most_shares_ / members ? (int)rows : most_shares_ / members;
+      const double of_units = (double)((blocks + members - 1) / members) / (double)blocks;
+      const double of_rows = (double)((rows + ranges - 1) / ranges) / (double)rows;
+      const double products = step * of_rows * of_units, reading = read * of_units;
+      const double ns = (products > reading ? products : reading) + (members > 1 ? kExchangeNs : 0);
+      if (members == 1 || ns < least) {
+        best = {ranges, members};
+        least = ns;
+      }
+    }
+    return best;
+  }
+
+  int64_t team_offset(int64_t i, Split split) const {
+    return (phases(i).workspace(args_[i], split.rows) + 63) / 64 * 64;
+  }
+  static int64_t team_stride(Split split) { return (team_bytes(split.members) + 63) / 64 * 64; }
+
+  // Team `range` of recurrence i, where it has one.
+  void* team_of(int64_t i, Split split, int range) const {
+    return aligned_ + i * each_ + team_offset(i, split) + range * team_stride(split);
+  }
+
+  void make_teams() {
+    together_ = teams_are_welcome();
+    if (!together_) return;
+    for (int64_t i = 0; i < end_; ++i) {
+      const Split split = split_of(i);
+      for (int range = 0; range < split.rows && split.members > 1; ++range) {
+        make_team(team_of(i, split, range), split.members);
+      }
+    }
+  }
+
+  int members(Split split) const { return together_ ? split.members : 1; }
+
   int row_shares(int64_t i) const {
-    const int64_t rows = forward_of(args_[i]).batch_size;
-    return rows < 1 ? 1 : rows < most_shares_ ? (int)rows : most_shares_;
+    const Split split = split_of(i);
+    return split.rows * members(split);
   }
 
   int product_shares(int64_t i) const {
@@ -108,19 +176,27 @@ class Call {
     return asleep && phases(i).step_ns(args_[i]) * (double)steps(i) < kWakeNs ? 1 : most_shares_;
   }
 
-  void start(int64_t i, int, int) const { phases(i).start(args_[i], workspace_ + i * each_, row_shares(i)); }
-  void rows(int64_t i, int index, int shares) const {
-    phases(i).rows(args_[i], workspace_ + i * each_, steps(i), index, shares);
+  void start(int64_t i, int, int) const { phases(i).start(args_[i], aligned_ + i * each_, split_of(i).rows); }
+  void rows(int64_t i, int index, int) const {
+    const Split split = split_of(i);
+    Share share{index, split.rows};
+    if (members(split) > 1) {
+      share.index = index / split.members;
+      share.member = index % split.members;
+      share.members = split.members;
+      share.team = static_cast<Team*>(team_of(i, split, share.index));
+    }
+    phases(i).rows(args_[i], aligned_ + i * each_, steps(i), share);
   }
   void products(int64_t i, int index, int shares) const {
-    phases(i).products(args_[i], workspace_ + i * each_, steps(i), index, shares);
+    phases(i).products(args_[i], aligned_ + i * each_, steps(i), index, shares);
   }
 
   void advance() {
     for (int64_t i = 0; i < end_; ++i) {
       if (finished(i)) continue;
       args_[i].cursor += steps(i);
-      if (finished(i) && phases(i).finish != nullptr) phases(i).finish(args_[i], workspace_ + i * each_);
+      if (finished(i) && phases(i).finish != nullptr) phases(i).finish(args_[i], aligned_ + i * each_);
     }
   }
 
@@ -156,8 +232,9 @@ class Call {
   Args* args_;
   int64_t count_, end_ = 0;
   int threads_, most_shares_;
-  char* workspace_ = nullptr;
+  char* aligned_ = nullptr;  // the workspace, from a cache line on
   int64_t each_ = 0;
+  bool together_ = true;  // in this round, or is every team one thread
 };
 
 }  // namespace

@@ -129,15 +129,18 @@ struct Panels {
   static constexpr int kL = kLanes<T>;
   T* start;
   int64_t columns, rows;
+  int member = 0, members = 1;  // who fills them, each some
 
-  // f(Int<NV>, first vector, panel) for every panel.
+  // f(Int<NV>, first vector, panel) for every panel of the member.
   template <class F>
   HOTLOOP_INLINE void each(F&& f) const {
     const int64_t vectors = blocks_of(columns, kL);
     for (int64_t v = 0; v < vectors;) {
       int width = 4;
       while (width > vectors - v) width /= 2;
-      with_power_of_two<4>(width, [&](auto nv) { f(nv, v, start + v * kL * rows); });
+      if (members == 1 || v * members / vectors == member) {
+        with_power_of_two<4>(width, [&](auto nv) { f(nv, v, start + v * kL * rows); });
+      }
       v += width;
     }
   }
@@ -155,6 +158,9 @@ struct Panels {
     });
   }
 };
+
+template <class Cell, class T>
+struct BackwardRows;
 
 template <class Cell, class T>
 struct BackwardRun {
@@ -231,75 +237,15 @@ struct BackwardRun {
   }
 
   // The recurrence of this chunk for some batch rows, and their rows of the panels.
-  void recurrence(int index, int count) const {
+  void recurrence(const hotloop::Share& share) const {
     const FlushSubnormals flush;
-    const hotloop_forward_args& f = args.forward;
-    const int64_t B = f.batch_size, H = f.hidden_size;
-    const int64_t first = B * index / count, last = B * (index + 1) / count, rows = last - first;
-    if (rows == 0) return;
-    const int64_t blocks = blocks_of(H, kL);
-    const Sequence<const T> x(static_cast<const T*>(f.x), f.x_stride_t, f.x_stride_b, f);
-    const Sequence<const T> output(static_cast<const T*>(f.output), f.output_stride_t, f.output_stride_b, f);
-    const Sequence<const T> gates(static_cast<const T*>(f.gates), B * S * H, S * H, f);
-    const Sequence<const T> c(static_cast<const T*>(f.c), B * H, H, f);
-    const Sequence<const T> grad_output(static_cast<const T*>(args.grad_output), args.grad_output_stride_t,
-                                        args.grad_output_stride_b, f);
-    const T* const h0 = static_cast<const T*>(f.h0);
-    const T* const c0 = static_cast<const T*>(f.c0);
-
-    for (int64_t s = s1 - 1; s >= s0 - 1; --s) {
-      BackwardStep<T> step{};
-      step.row_stride = row_stride;
-      step.dh = static_cast<T*>(args.grad_h0) + first * H;
-      step.carry = carry + first * H;
-      if (s < s1 - 1) step.next = gradients_of(s + 1, first);
-      if (s >= s0) {
-        step.gradients = gradients_of(s, first);
-        if (args.grad_output) step.grad_output = grad_output.at(s, first);
-        step.grad_output_row = grad_output.row;
-        if constexpr (S > 0) step.gates = gates.at(s, first);
-        step.h = output.at(s, first);
-        step.h_row = output.row;
-        step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : zeros;
-        step.h_prev_row = s > 0 ? output.row : h0 ? H : 0;
-        if constexpr (Cell::kHasC) {
-          step.c = c.at(s, first);
-          step.c_prev = s > 0 ? c.at(s - 1, first) : c0 ? c0 + first * H : zeros;
-          step.c_prev_row = s > 0 || c0 ? H : 0;
-        }
-        if (h_panels || x_panels) put_rows(x, step, s, first, rows);
-      }
-      if (step.next != nullptr) {
-        for_tiles<1>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
-          backward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, weight_hh, H, row, block);
-        });
-      } else {
-        for (int64_t row = 0; row < rows; ++row) {
-          for (int64_t unit = 0; unit < H; unit += kL) {
-            const Part<T> part(H - unit);
-            cell_backward<Cell>(step, H, row, unit, part, part.load(step.dh + row * H + unit));
-          }
-        }
-      }
-      if constexpr (kTwoPasses) {
-        if (step.gradients == nullptr) continue;
-        for_tiles<1>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
-          reset_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, weight_reset, H, row, block);
-        });
-      }
-    }
-  }
-
-  void put_rows(const Sequence<const T>& x, const BackwardStep<T>& step, int64_t s, int64_t first, int64_t rows) const {
-    const hotloop_forward_args& f = args.forward;
-    const int64_t H = f.hidden_size, chunk_rows = (s1 - s0) * f.batch_size, to = (s1 - 1 - s) * f.batch_size + first;
-    for (int64_t row = 0; row < rows; ++row) {
-      const T* const h_prev = step.h_prev + row * step.h_prev_row;
-      if (h_panels) Panels<T>{h_panels, H, chunk_rows}.put(to + row, h_prev);
-      if (kTwoPasses && reset_panels) {  // r is the first of the saved arrays
-        Panels<T>{reset_panels, H, chunk_rows}.put(to + row, h_prev, step.gates + row * S * H);
-      }
-      if (x_panels) Panels<T>{x_panels, f.input_size, chunk_rows}.put(to + row, x.at(s, first + row));
+    const BackwardRows<Cell, T> part(*this, share);
+    if (part.count == 0) return;
+    if (share.team == nullptr) {
+      for (int64_t stage = 0; stage < part.stages(); ++stage) part.stage(stage, 0);
+    } else {
+      hotloop::run_team(share.team, share.member, part.stages(), &BackwardRows<Cell, T>::slice,
+                        const_cast<void*>(static_cast<const void*>(&part)));
     }
   }
 
@@ -334,7 +280,7 @@ struct BackwardRun {
       const int64_t from = rows * index / count, to = rows * (index + 1) / count;
       const ChunkRows<T> results{backwards, 0, 0, f.batch_size};
       const T* const a = gradients + Cell::kXSide * H;
-      for_tiles<1>(to - from, blocks_of(f.input_size, kL), [&](auto mr, auto nb, int64_t row, int64_t block) {
+      for_tiles<1>(to - from, {0, blocks_of(f.input_size, kL)}, [&](auto mr, auto nb, int64_t row, int64_t block) {
         input_gradient_tile<decltype(mr)::value, decltype(nb)::value>(a, row_stride, weight_ih, J, f.input_size,
                                                                       results, from + row, block);
       });
@@ -405,6 +351,109 @@ struct BackwardRun {
   }
 };
 
+// The rows of one share in one chunk.
+template <class Cell, class T>
+struct BackwardRows {
+  static constexpr int S = Cell::kSaved, kL = kLanes<T>, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
+  const BackwardRun<Cell, T>& run;
+  const hotloop_backward_args& args;
+  const int64_t first, count;  // rows
+  const int members;
+  const Blocks blocks;
+  const Sequence<const T> x, output, gates, c, grad_output;
+
+  BackwardRows(const BackwardRun<Cell, T>& run, const hotloop::Share& share)
+      : run(run),
+        args(run.args),
+        first(args.forward.batch_size * share.index / share.count),
+        count(args.forward.batch_size * (share.index + 1) / share.count - first),
+        members(share.members),
+        blocks{0, blocks_of(args.forward.hidden_size, kL)},
+        x(static_cast<const T*>(args.forward.x), args.forward.x_stride_t, args.forward.x_stride_b, args.forward),
+        output(static_cast<const T*>(args.forward.output), args.forward.output_stride_t, args.forward.output_stride_b,
+               args.forward),
+        gates(static_cast<const T*>(args.forward.gates), args.forward.batch_size * S * args.forward.hidden_size,
+              S * args.forward.hidden_size, args.forward),
+        c(static_cast<const T*>(args.forward.c), args.forward.batch_size * args.forward.hidden_size,
+          args.forward.hidden_size, args.forward),
+        grad_output(static_cast<const T*>(args.grad_output), args.grad_output_stride_t, args.grad_output_stride_b,
+                    args.forward) {}
+
+  // Of a chunk: its steps from the last, pass by pass, and the first pass of the step before, which leaves dh.
+  int64_t stages() const { return (run.s1 - run.s0) * kPasses + 1; }
+
+  static void slice(void* rows, int64_t stage, int member) {
+    static_cast<const BackwardRows*>(rows)->stage(stage, member);
+  }
+
+  HOTLOOP_INLINE void stage(int64_t stage, int member) const {
+    const hotloop_forward_args& f = args.forward;
+    const int64_t H = f.hidden_size, s = run.s1 - 1 - stage / kPasses;
+    const T* const h0 = static_cast<const T*>(f.h0);
+    const T* const c0 = static_cast<const T*>(f.c0);
+    Blocks slice = blocks.slice(member, members);
+    slice.descending = s % 2 != 0;
+    BackwardStep<T> step{};
+    step.row_stride = run.row_stride;
+    step.dh = static_cast<T*>(args.grad_h0) + first * H;
+    step.carry = run.carry + first * H;
+    if (s < run.s1 - 1) step.next = run.gradients_of(s + 1, first);
+    if (s >= run.s0) {
+      step.gradients = run.gradients_of(s, first);
+      if (args.grad_output) step.grad_output = grad_output.at(s, first);
+      step.grad_output_row = grad_output.row;
+      if constexpr (S > 0) step.gates = gates.at(s, first);
+      step.h = output.at(s, first);
+      step.h_row = output.row;
+      step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : run.zeros;
+      step.h_prev_row = s > 0 ? output.row : h0 ? H : 0;
+      if constexpr (Cell::kHasC) {
+        step.c = c.at(s, first);
+        step.c_prev = s > 0 ? c.at(s - 1, first) : c0 ? c0 + first * H : run.zeros;
+        step.c_prev_row = s > 0 || c0 ? H : 0;
+      }
+    }
+    if constexpr (kPasses == 2) {
+      if (stage % kPasses == 1) {
+        for_tiles<1>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+          reset_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.weight_reset, H, row, block);
+        });
+        return;
+      }
+    }
+    if (s >= run.s0 && (run.h_panels || run.x_panels)) put_rows(step, s, member);
+    if (step.next != nullptr) {
+      for_tiles<1>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+        backward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.weight_hh, H, row, block);
+      });
+      return;
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t block = slice.first; block < slice.last; ++block) {
+        const Part<T> part(H - block * kL);
+        cell_backward<Cell>(step, H, row, block * kL, part, part.load(step.dh + row * H + block * kL));
+      }
+    }
+  }
+
+  // A member fills some of the panels.
+  void put_rows(const BackwardStep<T>& step, int64_t s, int member) const {
+    const int64_t H = args.forward.hidden_size, I = args.forward.input_size;
+    const int64_t rows = (run.s1 - run.s0) * args.forward.batch_size;
+    const int64_t to = (run.s1 - 1 - s) * args.forward.batch_size + first;
+    const Panels<T> of_h{run.h_panels, H, rows, member, members}, of_reset{run.reset_panels, H, rows, member, members};
+    const Panels<T> of_x{run.x_panels, I, rows, member, members};
+    for (int64_t row = 0; row < count; ++row) {
+      const T* const h_prev = step.h_prev + row * step.h_prev_row;
+      if (run.h_panels) of_h.put(to + row, h_prev);
+      if (kPasses == 2 && run.reset_panels) {  // r is the first of the saved arrays
+        of_reset.put(to + row, h_prev, step.gates + row * S * H);
+      }
+      if (run.x_panels) of_x.put(to + row, x.at(s, first + row));
+    }
+  }
+};
+
 template <class Cell, class T>
 double backward_step_ns(const hotloop_backward_args& args) {
   return BackwardRun<Cell, T>::step_ns(args);
@@ -429,9 +478,9 @@ void backward_start(const hotloop_backward_args& args, void* workspace, int) {
 }
 
 template <class Cell, class T>
-void backward_rows(const hotloop_backward_args& args, void* workspace, int64_t steps, int index, int shares) {
+void backward_rows(const hotloop_backward_args& args, void* workspace, int64_t steps, const hotloop::Share& share) {
   int64_t bytes;
-  BackwardRun<Cell, T>::carve(args, workspace, steps, bytes).recurrence(index, shares);
+  BackwardRun<Cell, T>::carve(args, workspace, steps, bytes).recurrence(share);
 }
 
 template <class Cell, class T>

@@ -234,6 +234,9 @@ double step_ns(const hotloop_forward_args& args) {
 }
 
 template <class Cell, class T>
+struct ForwardRows;
+
+template <class Cell, class T>
 struct ForwardRun {
   static constexpr bool kTwoPasses = Cell::kOfH < Cell::kGates;
   const hotloop_forward_args& args;
@@ -287,73 +290,149 @@ struct ForwardRun {
     __builtin_memset(zeros, 0, args.hidden_size * sizeof(T));
   }
 
-  void rows(int64_t steps, int index, int count) const {
+  void rows(int64_t steps, const hotloop::Share& share) const {
     const FlushSubnormals flush;
-    const int64_t first = args.batch_size * index / count, last = args.batch_size * (index + 1) / count;
-    const int64_t rows = last - first;
-    if (rows == 0) return;
-    constexpr int G = Cell::kGates, S = Cell::kSaved;
-    const int64_t T_ = args.seq_len, B = args.batch_size, I = args.input_size, H = args.hidden_size;
-    const int64_t blocks = blocks_of(H, kLanes<T>);
-    const Sequence<const T> x(static_cast<const T*>(args.x), args.x_stride_t, args.x_stride_b, args);
-    const Sequence<T> output(static_cast<T*>(args.output), args.output_stride_t, args.output_stride_b, args);
-    const Sequence<T> gates(static_cast<T*>(args.gates), B * S * H, S * H, args);
-    const Sequence<T> c(static_cast<T*>(args.c), B * H, H, args);
+    const ForwardRows<Cell, T> part(*this, steps, share);
+    if (part.count == 0) return;
+    if (share.team == nullptr) {
+      part.all();
+    } else {
+      hotloop::run_team(share.team, share.member, part.stages(), &ForwardRows<Cell, T>::stage,
+                        const_cast<void*>(static_cast<const void*>(&part)));
+    }
+  }
+};
+
+// The rows of one share in one round.
+template <class Cell, class T>
+struct ForwardRows {
+  static constexpr int G = Cell::kGates, S = Cell::kSaved, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
+  const hotloop_forward_args& args;
+  const ForwardRun<Cell, T>& run;
+  const int64_t begin, end;    // steps
+  const int64_t first, count;  // rows
+  const int members;
+  const Blocks blocks;
+  const Sequence<const T> x;
+  const Sequence<T> output, gates, c;
+  const bool keeps;                    // the projection goes where it is kept
+  T *const projected, *const reset_h;  // of this share
+
+  ForwardRows(const ForwardRun<Cell, T>& run, int64_t steps, const hotloop::Share& share)
+      : args(run.args),
+        run(run),
+        begin(args.cursor),
+        end(args.cursor + steps),
+        first(args.batch_size * share.index / share.count),
+        count(args.batch_size * (share.index + 1) / share.count - first),
+        members(share.members),
+        blocks{0, blocks_of(args.hidden_size, kLanes<T>)},
+        x(static_cast<const T*>(args.x), args.x_stride_t, args.x_stride_b, args),
+        output(static_cast<T*>(args.output), args.output_stride_t, args.output_stride_b, args),
+        gates(static_cast<T*>(args.gates), args.batch_size * S * args.hidden_size, S * args.hidden_size, args),
+        c(static_cast<T*>(args.c), args.batch_size * args.hidden_size, args.hidden_size, args),
+        keeps(run.keeps_projection(args)),
+        projected(run.projected + share.index * run.projected_size),
+        reset_h(run.reset_h + share.index * run.reset_h_size) {}
+
+  // All of it, on this thread.
+  void all() const {
+    for (int64_t s0 = begin; s0 < end; s0 += run.chunk) {
+      const int64_t s1 = s0 + run.chunk < end ? s0 + run.chunk : end;
+      project(s0, s1, blocks);
+      for (int64_t s = s0; s < s1; ++s) {
+        for (int pass = 0; pass < kPasses; ++pass) step(s0, s, pass, blocks);
+      }
+    }
+    finish(blocks);
+  }
+
+  // The same as stages of a team: for each chunk its projection and then its steps, pass by pass; and the end.
+  int64_t stages() const {
+    const int64_t chunks = (end - begin + run.chunk - 1) / run.chunk;
+    return chunks + (end - begin) * kPasses + 1;
+  }
+
+  static void stage(void* rows, int64_t stage, int member) {
+    const ForwardRows& part = *static_cast<const ForwardRows*>(rows);
+    const Blocks slice = part.blocks.slice(member, part.members);
+    if (stage == part.stages() - 1) return part.finish(slice);
+    const int64_t of_chunk = 1 + part.run.chunk * kPasses;
+    const int64_t s0 = part.begin + stage / of_chunk * part.run.chunk, now = stage % of_chunk - 1;
+    const int64_t s1 = s0 + part.run.chunk < part.end ? s0 + part.run.chunk : part.end;
+    if (now < 0) return part.project(s0, s1, slice);
+    part.step(s0, s0 + now / kPasses, (int)(now % kPasses), slice);
+  }
+
+  // Where the projection of the chunk that begins at s0 goes: its row (s, b) is at (s - base step, b - base row).
+  HOTLOOP_INLINE Sequence<T> projection() const {
+    Sequence<T> to = S > 0 ? gates : output;
+    if (!keeps) {
+      to.start = projected;
+      to.step = count * G * args.hidden_size;
+      to.row = G * args.hidden_size;
+    }
+    return to;
+  }
+
+  void project(int64_t s0, int64_t s1, Blocks slice) const {
+    const int64_t I = args.input_size, H = args.hidden_size;
+    const ChunkRows<const T> from{x, s0, first, count};
+    const ChunkRows<T> to{projection(), keeps ? s0 : 0, keeps ? first : 0, count};
+    for_tiles<G>((s1 - s0) * count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+      project_tile<Cell, decltype(mr)::value, decltype(nb)::value>(from, to, run.packed, I, H, row, block);
+    });
+  }
+
+  HOTLOOP_INLINE void step(int64_t s0, int64_t s, int pass, Blocks slice) const {
+    const int64_t H = args.hidden_size;
     const T* const h0 = static_cast<const T*>(args.h0);
     const T* const c0 = static_cast<const T*>(args.c0);
     T* const c_n = static_cast<T*>(args.c_n);
-    const bool keeps = keeps_projection(args);
-    for (int64_t s0 = args.cursor; s0 < args.cursor + steps;) {
-      int64_t s1 = s0 + chunk;
-      if (s1 > args.cursor + steps) s1 = args.cursor + steps;
-      const int64_t rows_now = (s1 - s0) * rows;
-      Sequence<T> to = S > 0 ? gates : output;
-      if (!keeps) {
-        to.start = projected + index * projected_size;
-        to.step = rows * G * H;
-        to.row = G * H;
-      }
-      const ChunkRows<const T> from_rows{x, s0, first, rows};
-      const ChunkRows<T> to_rows{to, keeps ? s0 : 0, keeps ? first : 0, rows};
-      for_tiles<G>(rows_now, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
-        project_tile<Cell, decltype(mr)::value, decltype(nb)::value>(from_rows, to_rows, packed, I, H, row, block);
-      });
-      for (int64_t s = s0; s < s1; ++s) {
-        ForwardStep<T> step;
-        step.projected = keeps ? to.at(s, first) : to.at(s - s0, 0);
-        step.projected_row = to.row;
-        step.gates = args.gates ? gates.at(s, first) : nullptr;
-        step.gates_row = gates.row;
-        if (kTwoPasses) {  // in inference the projected row is where they lie
-          if (!args.gates) step.gates = projected + index * projected_size + (s - s0) * to.step;
-          if (!args.gates) step.gates_row = to.row;
-          step.reset_h = reset_h + index * reset_h_size;
-        }
-        step.h = output.at(s, first);
-        step.h_row = output.row;
-        step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : zeros;
-        step.h_prev_row = s > 0 ? output.row : h0 ? H : 0;
-        if constexpr (Cell::kHasC) {  // in inference c_n is the running state
-          step.c = args.c ? c.at(s, first) : c_n + first * H;
-          step.c_prev = s > 0 ? (args.c ? c.at(s - 1, first) : c_n + first * H) : c0 ? c0 + first * H : zeros;
-          step.c_prev_row = s > 0 || c0 ? H : 0;
-        }
-        if constexpr (kTwoPasses) {
-          for_tiles<Cell::kOfH>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
-            gates_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, packed, H, row, block);
-          });
-        }
-        for_tiles<kTwoPasses ? G - Cell::kOfH : G>(rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
-          forward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, packed, H, row, block);
-        });
-      }
-      s0 = s1;
+    const Sequence<T> from = projection();
+    ForwardStep<T> step;
+    step.projected = keeps ? from.at(s, first) : from.at(s - s0, 0);
+    step.projected_row = from.row;
+    step.gates = args.gates ? gates.at(s, first) : nullptr;
+    step.gates_row = gates.row;
+    if (kPasses == 2) {  // in inference the projected row is where they lie
+      if (!args.gates) step.gates = projected + (s - s0) * from.step;
+      if (!args.gates) step.gates_row = from.row;
+      step.reset_h = reset_h;
     }
-    if (args.cursor + steps == T_) {
-      T* const h_n = static_cast<T*>(args.h_n);
-      for (int64_t b = first; b < last; ++b) {
-        __builtin_memcpy(h_n + b * H, output.at(T_ - 1, b), H * sizeof(T));
-        if (Cell::kHasC && args.c) __builtin_memcpy(c_n + b * H, c.at(T_ - 1, b), H * sizeof(T));
+    step.h = output.at(s, first);
+    step.h_row = output.row;
+    step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : run.zeros;
+    step.h_prev_row = s > 0 ? output.row : h0 ? H : 0;
+    if constexpr (Cell::kHasC) {  // in inference c_n is the running state
+      step.c = args.c ? c.at(s, first) : c_n + first * H;
+      step.c_prev = s > 0 ? (args.c ? c.at(s - 1, first) : c_n + first * H) : c0 ? c0 + first * H : run.zeros;
+      step.c_prev_row = s > 0 || c0 ? H : 0;
+    }
+    slice.descending = s % 2 != 0;
+    if constexpr (kPasses == 2) {
+      if (pass == 0) {
+        for_tiles<Cell::kOfH>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+          gates_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.packed, H, row, block);
+        });
+        return;
+      }
+    }
+    for_tiles<kPasses == 2 ? G - Cell::kOfH : G>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+      forward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.packed, H, row, block);
+    });
+  }
+
+  // h_n and c_n, after the last step.
+  void finish(Blocks slice) const {
+    if (end < args.seq_len) return;
+    const int64_t H = args.hidden_size, unit = slice.first * kLanes<T>;
+    const int64_t last = slice.last * kLanes<T> < H ? slice.last * kLanes<T> : H;
+    const size_t bytes = (size_t)(last - unit) * sizeof(T);
+    for (int64_t b = first; b < first + count; ++b) {
+      __builtin_memcpy(static_cast<T*>(args.h_n) + b * H + unit, output.at(end - 1, b) + unit, bytes);
+      if (Cell::kHasC && args.c) {
+        __builtin_memcpy(static_cast<T*>(args.c_n) + b * H + unit, c.at(end - 1, b) + unit, bytes);
       }
     }
   }
@@ -391,9 +470,9 @@ void forward_start(const hotloop_forward_args& args, void* workspace, int shares
 }
 
 template <class Cell, class T>
-void forward_rows(const hotloop_forward_args& args, void* workspace, int64_t steps, int index, int shares) {
+void forward_rows(const hotloop_forward_args& args, void* workspace, int64_t steps, const hotloop::Share& share) {
   int64_t bytes;
-  ForwardRun<Cell, T>::carve(args, workspace, shares, bytes).rows(steps, index, shares);
+  ForwardRun<Cell, T>::carve(args, workspace, share.count, bytes).rows(steps, share);
 }
 
 }  // namespace

@@ -31,7 +31,8 @@ constexpr hotloop::CellKernels cell_kernels() {
 
 template <class T>
 constexpr hotloop::TypeKernels type_kernels() {
-  return {{cell_kernels<RnnTanh, T>(), cell_kernels<RnnRelu, T>(), cell_kernels<Lstm, T>(), cell_kernels<Gru, T>(),
+  return {kLanes<T>,
+          {cell_kernels<RnnTanh, T>(), cell_kernels<RnnRelu, T>(), cell_kernels<Lstm, T>(), cell_kernels<Gru, T>(),
            cell_kernels<GruResetBefore, T>()},
           probe_fma<T>,
           probe_read<T>,
