@@ -132,7 +132,8 @@ HOTLOOP_INLINE void for_tiles(int64_t rows, Blocks blocks, F&& f) {
 
 HOTLOOP_INLINE int64_t blocks_of(int64_t units, int64_t lanes) { return (units + lanes - 1) / lanes; }
 
-// [blocks of units][depth][G][lane] from row-major weight [G*units, depth]: tile operand of h W' and x W'.
+// [blocks of units][depth][G][lane] from row-major weight [G*units, depth]: tile operand of h W' and x W'. A square of
+// vectors at a time: 8 MiB took 2.3 ms element by element.
 template <int G, class T>
 void pack_by_unit(const T* weight, int64_t units, int64_t depth, T* packed) {
   constexpr int kL = kLanes<T>;
@@ -140,29 +141,36 @@ void pack_by_unit(const T* weight, int64_t units, int64_t depth, T* packed) {
     const int64_t count = units - block * kL < kL ? units - block * kL : kL;
     for (int g = 0; g < G; ++g) {
       const T* rows = weight + (g * units + block * kL) * depth;
-      for (int64_t k0 = 0; k0 < depth; k0 += kL) {  // kL x kL at a time: whole cache lines on both sides
-        const int64_t k1 = k0 + kL < depth ? k0 + kL : depth;
-        for (int64_t lane = 0; lane < count; ++lane) {
-          for (int64_t k = k0; k < k1; ++k) packed[(k * G + g) * kL + lane] = rows[lane * depth + k];
+      for (int64_t k0 = 0; k0 < depth; k0 += kL) {
+        const Part<T> part(depth - k0);
+        Vector<T> square[kL];
+        for (int lane = 0; lane < kL; ++lane) {
+          square[lane] = lane < count ? part.load(rows + lane * depth + k0) : Vector<T>{};
         }
-        for (int64_t k = k0; k < k1; ++k) {
-          for (int64_t lane = count; lane < kL; ++lane) packed[(k * G + g) * kL + lane] = 0;
-        }
+        transpose<T>(square);
+        for (int k = 0; k < part.count; ++k) store(packed + ((k0 + k) * G + g) * kL, square[k]);
       }
     }
   }
 }
 
 // [blocks of columns][row][lane] from row-major weight [G*units, columns], gates in the given order: tile operand of
-// dG W, with depth G*units.
+// dG W, with depth G*units. Some rows at a time, so that they are read as they lie.
 template <int G, class T>
 void pack_by_column(const T* weight, int64_t units, int64_t columns, const int* gate_order, T* packed) {
-  constexpr int kL = kLanes<T>;
-  for (int64_t block = 0; block < blocks_of(columns, kL); ++block) {
-    const Part<T> part(columns - block * kL);
-    for (int g = 0; g < G; ++g) {
-      const T* from = weight + gate_order[g] * units * columns + block * kL;
-      for (int64_t row = 0; row < units; ++row, from += columns, packed += kL) store(packed, part.load(from));
+  constexpr int kL = kLanes<T>, kRows = 8;
+  const int64_t blocks = blocks_of(columns, kL), depth = G * units;
+  for (int g = 0; g < G; ++g) {
+    for (int64_t row = 0; row < units; row += kRows) {
+      const int64_t rows = units - row < kRows ? units - row : kRows;
+      const T* const from = weight + (gate_order[g] * units + row) * columns;
+      T* const to = packed + (g * units + row) * kL;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const Part<T> part(columns - block * kL);
+        for (int64_t r = 0; r < rows; ++r) {
+          store(to + (block * depth + r) * kL, part.load(from + r * columns + block * kL));
+        }
+      }
     }
   }
 }

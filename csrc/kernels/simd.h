@@ -61,6 +61,44 @@ constexpr int kLanes = HOTLOOP_VECTOR_BYTES / sizeof(T);
 // Accumulators a register tile may keep: 24 of 32 leaves room for 4 weights and a broadcast; 12 of 16 for 3 and 1.
 constexpr int kAccumulators = HOTLOOP_REGISTERS == 32 ? 24 : 12;
 
+template <int... kIndices>
+struct Ints {};
+
+// The lanes that interleave two vectors of kLeft / 2 * 2 lanes, from lane kFrom of each on: kFrom, kFrom + lanes, ...
+template <int kLanesOfOne, int kFrom, int kLeft, int... kIndices>
+struct Interleaving
+    : Interleaving<kLanesOfOne, kFrom, kLeft - 1, kFrom + kLeft - 1, kFrom + kLeft - 1 + kLanesOfOne, kIndices...> {};
+template <int kLanesOfOne, int kFrom, int... kIndices>
+struct Interleaving<kLanesOfOne, kFrom, 0, kIndices...> {
+  using Type = Ints<kIndices...>;
+};
+
+template <class V, int... kIndices>
+HOTLOOP_INLINE V shuffle(V a, V b, Ints<kIndices...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kIndices...);
+#else
+  using T = decltype(V{}[0] + 0);
+  return __builtin_shuffle(a, b, typename Simd<T>::Bits{kIndices...});
+#endif
+}
+
+// Rows of a square of vectors become its columns: log2(lanes) times, row i is interleaved with the one half a square below.
+template <class T>
+HOTLOOP_INLINE void transpose(typename Simd<T>::Vector (&rows)[HOTLOOP_VECTOR_BYTES / sizeof(T)]) {
+  constexpr int kL = HOTLOOP_VECTOR_BYTES / sizeof(T);
+  using Low = typename Interleaving<kL, 0, kL / 2>::Type;
+  using High = typename Interleaving<kL, kL / 2, kL / 2>::Type;
+  for (int stage = 1; stage < kL; stage *= 2) {
+    typename Simd<T>::Vector mixed[kL];
+    unroll<kL / 2>([&](auto i) HOTLOOP_LAMBDA {
+      mixed[2 * i.value] = shuffle(rows[i.value], rows[i.value + kL / 2], Low{});
+      mixed[2 * i.value + 1] = shuffle(rows[i.value], rows[i.value + kL / 2], High{});
+    });
+    unroll<kL>([&](auto i) HOTLOOP_LAMBDA { rows[i.value] = mixed[i.value]; });
+  }
+}
+
 template <class T>
 HOTLOOP_INLINE Vector<T> splat(T value) {
   return value - Vector<T>{};  // value - 0 keeps -0 and compiles to a broadcast

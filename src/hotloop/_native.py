@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _memory
 from ._contract import Array, Backward, Forward, Weights
 from ._environment import refuse
 
@@ -30,6 +31,7 @@ _CELLS = {
 }
 _DTYPES = {np.dtype(np.float32): lib.HOTLOOP_FLOAT32, np.dtype(np.float64): lib.HOTLOOP_FLOAT64}
 _AGAIN = lib.HOTLOOP_AGAIN
+_BYTE = np.dtype(np.uint8)
 
 
 def isas() -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def _fail(status: int) -> None:
 def _workspace(size: int) -> Array:
     if size < 0:
         raise MemoryError("hotloop: the sizes of this call overflow")
-    return np.empty(size, np.uint8)
+    return _memory.empty((size,), _BYTE)  # fresh pages for the packed weights of LSTM I512 H512 take 1 ms
 
 
 def _set_weights(target: Any, weights: Weights) -> None:
