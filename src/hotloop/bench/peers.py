@@ -348,7 +348,7 @@ def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
     """Put the specification's own equations under lax.scan, one for every layer and direction."""
     jnp, sigmoid, tanh = jax.numpy, jax.nn.sigmoid, jax.numpy.tanh
 
-    def scan(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, reverse: bool) -> Any:
+    def scan(reverse: bool, x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
         def split(array: Any) -> Any:
             return jnp.split(array, problem.gates, axis=1)
 
@@ -381,7 +381,7 @@ def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
             outputs = []
             for direction in range(problem.directions):
                 start = (layer * problem.directions + direction) * count
-                output, state = scan(x, *parameters[start : start + count], reverse=direction == 1)
+                output, state = scan(direction == 1, x, *parameters[start : start + count])
                 outputs.append(output)
                 states.append(state)
             x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
@@ -401,6 +401,7 @@ CANDIDATES: dict[str, Callable[[int], Candidate]] = {
     "jax": Jax,
 }
 PEERS = tuple(name for name in CANDIDATES if name != OURS)
+INFERENCE_ONLY = ("onnxruntime", "openvino")
 
 _MODULES = {
     "numba": ("numba",),

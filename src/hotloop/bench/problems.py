@@ -179,6 +179,13 @@ _DENSE: tuple[tuple[Shape, str], ...] = (
     ((1000, 32, 8, 64), SERIES),
 )
 _ODD_SIZES: tuple[Shape, ...] = ((100, 4, 50, 50), (100, 8, 100, 100), (100, 16, 200, 200))
+_TWINS: tuple[tuple[CellName, Mode, Shape], ...] = (
+    ("lstm", "inference", (1000, 1, 40, 128)),
+    ("lstm", "training", (64, 32, 256, 256)),
+    ("gru", "inference", (128, 8, 64, 128)),
+    ("gru", "training", (128, 8, 64, 128)),
+    ("rnn", "training", (100, 1, 256, 256)),
+)
 # Few enough lengths that a run is bearable; those of _DENSE (1, 100 and 1000; 64 and 512) complete them.
 _GRID_LENGTHS: tuple[Shape, ...] = (
     *((seq_len, 1, 40, 128) for seq_len in (1, 4, 16, 100, 320, 1000)),
@@ -217,16 +224,7 @@ GRID = _unique(
             for cell in _GATED
             for mode in MODES
         ),
-        *(
-            replace(_named(cell, mode, shape, DOUBLE), dtype="float64")
-            for cell, mode, shape in (
-                ("lstm", "inference", (1000, 1, 40, 128)),
-                ("lstm", "training", (64, 32, 256, 256)),
-                ("gru", "inference", (128, 8, 64, 128)),
-                ("gru", "training", (128, 8, 64, 128)),
-                ("rnn", "training", (100, 1, 256, 256)),
-            )
-        ),
+        *(replace(_named(cell, mode, shape, DOUBLE), dtype="float64") for cell, mode, shape in _TWINS),
         *_everywhere(_GRID_LENGTHS, LENGTHS),
         *_everywhere(_ODD_SIZES, ODD),
     )

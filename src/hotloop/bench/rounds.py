@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from . import results, roof
-from .peers import OURS
+from .peers import INFERENCE_ONLY, OURS
 from .problems import Problem
 from .processes import WorkerDied, WorkerError, WorkerProcess
 
@@ -19,6 +19,10 @@ Key = tuple[str, int]  # candidate, threads
 # time is known, and its turns would only take time from the ratio that counts.
 TRIAL_ROUNDS = 3
 FAR_BEHIND = 3.0
+
+# The NumPy backend runs at some 5 GF/s: on larger problems a call takes it seconds, on the largest of the grid 20 s,
+# and it has five calls before its trial is over.
+NUMPY_FLOPS = 5e9
 
 PROBE_SECONDS = 3e-3
 PROBE_ROUNDS = 9
@@ -49,6 +53,33 @@ class Effort:
     precision: float = 0.02
 
 
+# What `estimate` reckons with. From the grid on two processors: preparing and checking takes a candidate a tenth of a
+# second (JAX a second, to compile), and on average the candidates run at about 20 GF/s and 0.1 ms a call.
+PREPARE_SECONDS, GUESSED_FLOPS, GUESSED_CALL = 0.3, 2e10, 1e-4
+
+
+def estimate(
+    problems: Sequence[Problem], peers: Sequence[str], threads: Sequence[int], effort: Effort
+) -> tuple[float, float]:
+    """Guess the seconds a run takes: where every ratio is soon known, and where none ever is."""
+    least = most = 0.0
+    for problem in problems:
+        names = [
+            name
+            for name in (OURS, *peers)
+            if not (problem.mode == "training" and name in INFERENCE_ONLY)
+            and not (name == "numpy" and problem.flops > NUMPY_FLOPS)
+        ]
+        call = GUESSED_CALL + problem.flops / GUESSED_FLOPS
+        turn = call if call > 0.1 else effort.samples * max(effort.sample_seconds, call) + 2e-3
+        one_round = len(names) * len(threads) * turn
+        rounds = effort.min_rounds * one_round
+        ready = len(names) * len(threads) * (PREPARE_SECONDS + 3 * call)
+        least += ready + rounds
+        most += ready + max(rounds, effort.max_seconds + one_round)
+    return least, most
+
+
 def prepare(
     problem: Problem, workers: Mapping[Key, WorkerProcess | str], reference: Path, effort: Effort
 ) -> list[dict[str, Any]]:
@@ -58,6 +89,8 @@ def prepare(
         record: dict[str, Any] = {"name": name, "threads": threads, "status": "failed", "detail": "", "rounds": []}
         if isinstance(worker, str):
             record["detail"] = worker
+        elif name == "numpy" and problem.flops > NUMPY_FLOPS:
+            record |= {"status": "unsupported", "detail": f"left out above {NUMPY_FLOPS / 1e9:g} GF a call"}
         else:
             request = {
                 "do": "prepare",
