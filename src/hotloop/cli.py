@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,9 +72,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="in place of each problem's own")
     parser.add_argument("--isa", help="our instruction set, in place of the best one")
     parser.add_argument("--seconds-per-case", type=float, metavar="S",
-                        help="bound on the time of a problem whose ratios are not yet known to 2 %%")  # fmt: skip
+                        help="bound on the rounds of a problem; three there are always")  # fmt: skip
     parser.add_argument("--memory", action="store_true",
-                        help="measure what training steps hold, each at two lengths in processes of its own")  # fmt: skip
+                        help="measure what training steps hold, in processes of their own")  # fmt: skip
     parser.add_argument("--roof", action="store_true", help="print the parts of the roof")
     parser.add_argument("--out", type=Path, default=Path("hotloop-bench"), metavar="DIR", help="default: %(default)s")
     parser.set_defaults(counts=counts)
@@ -114,7 +115,8 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
     elif options.smoke:
         effort = Effort(sample_seconds=5e-4, samples=1, min_rounds=2, max_seconds=0.0)
     if options.seconds_per_case is not None:
-        effort = Effort(effort.sample_seconds, effort.samples, effort.min_rounds, options.seconds_per_case)
+        bound = options.seconds_per_case
+        effort = replace(effort, max_seconds=bound, most_seconds=bound)
     settings = Settings(options.peers, threads, options.isa, effort, total, options.memory)
     installed = [peer for peer in options.peers if not missing_modules(peer)]
     least, most = (seconds / 60 for seconds in estimate(problems, installed, threads, effort))

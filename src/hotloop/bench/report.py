@@ -147,7 +147,7 @@ def _kinds(cases: Sequence[results.Case]) -> list[tuple[str, str]]:
 
 
 def _figures(cases: Sequence[results.Case]) -> Iterator[str]:
-    """One plot for each cell, mode and all of the shape but T: over sequence length where there are several, else bars."""
+    """One plot for each cell, mode and shape but for T: over T where there are several lengths, else bars."""
     groups: dict[tuple[str, ...], list[results.Case]] = {}
     for case in cases:
         p = results.problem_of(case)
@@ -389,5 +389,6 @@ METHOD = """Every library runs in processes of its own, one for each number of t
 take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
 bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
 weights prepared beforehand; training is forward and backward with all gradients. Floating-point operations are those of
-the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training. The roof is what the machine's peak and
-bandwidths allow, measured in the same run."""
+the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training. The roof is
+what the machine's peak and bandwidths allow, measured in the same run; that of several layers and directions is the sum
+of theirs."""

@@ -240,12 +240,12 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     cases, lines = judged(record), []
     everything = compare(cases)
     if everything:
-        lines.append(("worst case over the best peer", f"{everything[0]} (of {len(everything)} problems)"))
+        lines.append(("worst case over the best peer", f"{everything[0]} (of {_problems(len(everything))})"))
     for what, wanted, names in MEANS:
         chosen = compare([case for case in cases if wanted(problem_of(case))], names)
         if chosen:
             mean = _geometric_mean([one.ratio.value for one in chosen])
-            lines.append((f"geometric mean, {what}", f"{mean:.2f} ({len(chosen)} problems, worst {chosen[0]})"))
+            lines.append((f"geometric mean, {what}", f"{mean:.2f} ({_problems(len(chosen))}, worst {chosen[0]})"))
     if everything:
         lost = behind(record)
         lines.append(("behind", f"{len(lost)} of {len(everything)}" + "".join(f"\n{one}" for one in lost)))
@@ -278,23 +278,31 @@ def _geometric_mean(values: Sequence[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
+def _problems(count: int) -> str:
+    return f"{count} problem{'' if count == 1 else 's'}"
+
+
 def _least(share: Share, write: Callable[[float], str]) -> str:
     name = min(share.values, key=lambda name: share.values[name])
     text = f", least {write(share.values[name])} ({name})"
     if share.bar is not None:
         below = sum(value < share.bar for value in share.values.values())
         return f"{text}; {below} of {len(share.values)} below {write(share.bar)}"
-    return f"{text}; {len(share.values)} problems"
+    return f"{text}; {_problems(len(share.values))}"
 
 
 def _rise(rows: Sequence[MemoryRow]) -> tuple[float, str]:
-    """By how much the rest grows from the first length to the last, as a share of what is kept more, and in words."""
+    """By how much the rest grows from the first length to the last, as a share of what is kept more, and in words.
+
+    A process grows by pages, and the system counts some hundred KiB late: where less than 1 MiB more is kept, that
+    would be the whole share.
+    """
     first, last = rows[0], rows[-1]
     assert first.rest is not None
     assert last.rest is not None
     more, rise = last.kept - first.kept, last.rest - first.rest
     text = f"largest rise {format_bytes(rise)} where {format_bytes(more)} more are kept ({first.problem.name})"
-    return rise / more if more else 0.0, text
+    return rise / max(more, 1 << 20), text
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:

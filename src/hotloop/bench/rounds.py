@@ -39,9 +39,11 @@ class Effort:
     samples : int
         Samples in a turn, one where a call is long; the turn counts as their median.
     min_rounds : int
-        Rounds that every case gets.
+        Rounds that every case gets, if they do not take more than `most_seconds`.
     max_seconds : float
         After `min_rounds`, more rounds follow until this bound, while a ratio's interval is wider than `precision`.
+    most_seconds : float
+        After that long the trial's three rounds are enough: calls of seconds would take minutes for more.
     precision : float
         How far the confidence interval may reach from the ratio, as a share of it.
     """
@@ -50,6 +52,7 @@ class Effort:
     samples: int = 3
     min_rounds: int = 9
     max_seconds: float = 10.0
+    most_seconds: float = 60.0
     precision: float = 0.02
 
 
@@ -73,7 +76,7 @@ def estimate(
         call = GUESSED_CALL + problem.flops / GUESSED_FLOPS
         turn = call if call > 0.1 else effort.samples * max(effort.sample_seconds, call) + 2e-3
         one_round = len(names) * len(threads) * turn
-        rounds = effort.min_rounds * one_round
+        rounds = min(effort.min_rounds * one_round, max(TRIAL_ROUNDS * one_round, effort.most_seconds))
         ready = len(names) * len(threads) * (PREPARE_SECONDS + 3 * call)
         least += ready + rounds
         most += ready + max(rounds, effort.max_seconds + one_round)
@@ -140,7 +143,10 @@ def run_rounds(
                     _probe(case, problem, worker)
         number += 1
         after_round(number)
-        if number >= effort.min_rounds and (_precise(case, effort) or monotonic() - start > effort.max_seconds):
+        elapsed = monotonic() - start
+        if number >= TRIAL_ROUNDS and elapsed > effort.most_seconds:
+            return
+        if number >= effort.min_rounds and (_precise(case, effort) or elapsed > effort.max_seconds):
             return
 
 
