@@ -363,7 +363,7 @@ def format_bytes(value: float | None) -> str:
     if value is None:
         return "-"
     for factor, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):
-        if abs(value) >= factor:
+        if abs(value) >= 999.5 / 1024 * factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.0f} B"
 

@@ -56,9 +56,9 @@ class Effort:
     precision: float = 0.02
 
 
-# What `estimate` reckons with. From the grid on two processors: preparing and checking takes a candidate a tenth of a
-# second (JAX a second, to compile), and on average the candidates run at about 20 GF/s and 0.1 ms a call.
-PREPARE_SECONDS, GUESSED_FLOPS, GUESSED_CALL = 0.3, 2e10, 1e-4
+# What `estimate` reckons with, an average over candidates on two processors: five problems of the grid took 39 s where
+# it says 36 to 40.
+PREPARE_SECONDS, GUESSED_FLOPS, GUESSED_CALL = 0.2, 4e10, 3e-4
 
 
 def estimate(

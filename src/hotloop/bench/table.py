@@ -45,10 +45,7 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
             add_row(case["problem"]["name"], *["-"] * (len(COLUMNS) - 1))
         for row in lines:
             add_row(row.problem.name if row is lines[0] else "", *results.cells(row))
-    width = console.width
-    console.width = max(width, NARROWEST)
-    console.print(table, highlight=False, crop=False)
-    console.width = width
+    _print_whole(table, console)
     console.print(
         "speed-up: how many times faster than the best peer at the same number of threads, and, once a problem, our "
         "best over the best of all;\nmedian of the ratios of interleaved rounds (95 % bootstrap interval). of roof: "
@@ -66,6 +63,14 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         console.print(f"The machine was busy at the start (load {load}): do not quote these figures.", highlight=False)
     for remark in results.remarks(record):
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table that needs some width even where the terminal has less: then lines wrap."""
+    width = console.width
+    console.width = max(width, NARROWEST)
+    console.print(table, highlight=False, crop=False)
+    console.width = width
 
 
 def _print_roof(record: Mapping[str, Any], console: Console) -> None:
@@ -102,7 +107,7 @@ def _print_memory(record: Mapping[str, Any], console: Console) -> None:
         if "memory" in case:
             for row in results.memory_rows(case):
                 table.add_row(row.problem.name, *results.memory_cells(row))
-    console.print(table, highlight=False)
+    _print_whole(table, console)
     console.print(
         "computed: what grows with T; gates to between layers are kept until backward. measured: by how much a fresh "
         "process grows.\nrest: the peak without all that is computed (packed weights, their gradients, workspaces); it "
@@ -122,4 +127,4 @@ def _print_summary(record: Mapping[str, Any], console: Console) -> None:
     table.add_column(overflow="fold")
     for what, figures in lines:
         table.add_row(what, escape(figures))
-    console.print(table, highlight=False)
+    _print_whole(table, console)
