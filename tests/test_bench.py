@@ -9,6 +9,7 @@ import sys
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ pytest.importorskip("rich", reason="the table needs it")
 from rich.console import Console
 
 from hotloop import cli
-from hotloop.bench import check, problems, processes, report, results, roof, rounds, run, stats
+from hotloop.bench import check, memory, peers, problems, processes, report, results, roof, rounds, run, stats
 from hotloop.bench.peers import CANDIDATES, OURS, PEERS, missing_modules
 from hotloop.bench.problems import GROUPS, Problem
 
 SMALL = Problem("lstm", "training", 6, 2, 5, 9)
 FAST = rounds.Effort(sample_seconds=1e-4, samples=2, min_rounds=3, max_seconds=0.0)
+
+needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 # Statistics
@@ -63,7 +66,7 @@ def test_problem_table_is_consistent():
     for name, group in GROUPS.items():
         assert len({problem.name for problem in group}) == len(group) > 0, name
         assert all(problem.why for problem in group)
-    for name in ("sweep", "quick", "smoke"):
+    for name in ("grid", "sweep", "quick", "smoke"):
         assert {(p.cell, p.mode) for p in GROUPS[name]} == {
             (cell, mode) for cell in problems.CELL_NAMES for mode in problems.MODES
         }
@@ -90,9 +93,61 @@ def test_flops(cell, gates):
     assert Problem(cell, "training", 7, 3, 5, 11).flops == 3 * forward
 
 
+def test_flops_of_layers_and_directions():
+    one = Problem("gru", "inference", 7, 3, 5, 11)
+    upper = Problem("gru", "inference", 7, 3, 11, 11)
+    assert replace(one, num_layers=3).flops == one.flops + 2 * upper.flops
+    assert replace(one, bidirectional=True).flops == 2 * one.flops
+    both = Problem("gru", "inference", 7, 3, 22, 11)  # an upper layer reads both directions
+    assert replace(one, num_layers=2, bidirectional=True).flops == 2 * (one.flops + both.flops)
+
+
+def test_names_say_layers_and_directions():
+    problem = Problem("lstm", "training", 2000, 8, 256, 256, num_layers=2)
+    assert problem.name == "lstm-training-T2000-B8-I256-H256-L2"
+    assert replace(problem, bidirectional=True, dtype="float64").name.endswith("-H256-L2-bi-float64")
+    assert Problem.from_dict(json.loads(json.dumps(problem.as_dict()))) == problem
+
+
+def test_the_grid_is_what_speed_is_judged_on():
+    names = {problem.name for problem in problems.GRID}
+    assert {problem.name for problem in problems.HEADLINE} <= names
+    assert set(problems.DEFAULT_GROUPS) == {"headline", "grid"}
+    for name in (
+        "rnn-training-T100-B1-I1024-H1024", "gru-inference-T100-B64-I512-H512", "lstm-training-T1000-B1-I64-H128",
+        "gru-training-T32-B64-I32-H128", "lstm-inference-T2000-B8-I256-H256-L2", "lstm-training-T80-B128-I128-H128",
+        "rnn-inference-T1-B32-I64-H128", "gru-training-T31-B1-I32-H32-bi", "rnn-inference-T100-B16-I200-H200",
+    ):  # fmt: skip
+        assert name in names, name
+    assert sum(problem.dtype == "float64" for problem in problems.GRID) == 5
+    unjudged = [problem for problem in problems.GRID if not problem.is_judged]
+    assert unjudged
+    assert {(problem.mode, problem.seq_len) for problem in unjudged} == {("training", 1)}
+    lengths = {problem.seq_len for problem in problems.GRID if (problem.batch_size, problem.input_size) == (1, 40)}
+    assert len(lengths) >= 5
+    assert max(lengths) <= 1024
+
+
+def test_estimate_counts_who_takes_part():
+    effort = rounds.Effort(min_rounds=2, max_seconds=50.0)
+    inference = Problem("lstm", "inference", 6, 2, 5, 9)
+    least, most = rounds.estimate([inference], ["torch", "openvino"], [1, 2], effort)
+    assert 0 < least < 50 < most
+    long = Problem("lstm", "training", 2000, 8, 256, 256, num_layers=2)
+    first, second = (
+        rounds.estimate([long], [], [1], replace(effort, min_rounds=count, most_seconds=20.0)) for count in (100, 1000)
+    )
+    assert first == second  # the bound counts, not the rounds
+    assert rounds.estimate([inference] * 2, ["torch", "openvino"], [1, 2], effort) == (2 * least, 2 * most)
+    assert rounds.estimate([SMALL], ["torch", "openvino"], [1], effort) == rounds.estimate(
+        [SMALL], ["torch"], [1], effort
+    )
+
+
 def test_select_and_round_trip():
     found = problems.select(["headline", "sweep"], cells=["gru"], modes=["training"], dtype="float64")
     assert {(p.cell, p.mode, p.dtype) for p in found} == {("gru", "training", "float64")}
+    assert {p.dtype for p in problems.select(["grid"])} == {"float32", "float64"}  # each its own
     assert len({p.name for p in found}) == len(found)
     for problem in problems.select((), shapes=[(3, 2, 4, 5)]):
         assert Problem.from_dict(json.loads(json.dumps(problem.as_dict()))) == problem
@@ -126,12 +181,52 @@ def test_a_shortened_check_is_exact_on_the_steps_it_compares(cell, monkeypatch):
     problem = Problem(cell, "training", 9, 2, 5, 7, dtype="float64")
     assert check.checked_steps(problem) == 4
     inputs = check.make_inputs(problem)
-    answer = check.run_functional(problem, inputs, check.checked_grad_output(problem, inputs), threads=1)
+    answer = check.run_ours(problem, inputs, check.checked_grad_output(problem, inputs), threads=1)
     expected = check.reference(problem)
     assert len(expected["output"]) == 4
     assert max(check.relative_errors(answer, expected).values()) < 1e-14
-    unmasked = check.run_functional(problem, inputs, None, threads=1)
+    unmasked = check.run_ours(problem, inputs, None, threads=1)
     assert max(check.relative_errors(unmasked, expected).values()) > 1e-2
+
+
+def test_where_a_check_is_shortened():
+    long = Problem("lstm", "training", 2000, 8, 256, 256)
+    assert check.checked_steps(long) == 64
+    assert check.checked_steps(replace(long, bidirectional=True)) == 2000  # the first steps depend on the last
+    assert check.checked_steps(Problem("lstm", "training", 100, 64, 1024, 1024)) == 16
+    assert check.checked_steps(SMALL) == 6
+
+
+@pytest.mark.usefixtures("numpy_backend")
+@pytest.mark.parametrize("cell", problems.CELL_NAMES)
+def test_one_layer_is_the_same_through_functions_and_layers(cell, monkeypatch):
+    problem = replace(SMALL, cell=cell, dtype="float64")
+    inputs = check.make_inputs(problem)
+    functions = check.run_ours(problem, inputs, None, threads=1)
+    assert list(functions) == ["output", "x", *inputs.parameters]
+    monkeypatch.setattr(check, "is_stack", lambda _: True)
+    layers = check.run_ours(problem, inputs, None, threads=1)
+    assert list(layers) == list(functions)
+    for name, array in functions.items():
+        np.testing.assert_array_equal(layers[name], array)
+
+
+def test_inputs_of_layers():
+    inputs = check.make_inputs(replace(SMALL, num_layers=2, bidirectional=True))
+    shapes = {name: array.shape for name, array in inputs.parameters.items()}
+    assert list(shapes)[4:6] == ["weight_ih_l0_reverse", "weight_hh_l0_reverse"]
+    assert shapes["weight_ih_l0_reverse"] == (36, 5)
+    assert shapes["weight_ih_l1"] == (36, 18)
+    assert inputs.grad_output.shape == (6, 2, 18)
+    assert [weights[0].shape for weights in inputs.recurrences] == [(36, 5), (36, 5), (36, 18), (36, 18)]
+
+
+def test_onnx_output_has_both_directions_side_by_side():
+    array = np.arange(2 * 2 * 3 * 4).reshape(2, 2, 3, 4)  # [T, D, B, H]
+    ours = peers.onnx_output(array)
+    assert ours.shape == (2, 3, 8)
+    np.testing.assert_array_equal(ours[..., :4], array[:, 0])
+    np.testing.assert_array_equal(ours[..., 4:], array[:, 1])
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -194,6 +289,16 @@ def test_roof_of_one_sequence_is_the_reading_of_its_weights_every_step():
     assert list(parts) == ["input projection", "recurrence", "cell, forward"]
 
 
+def test_roof_of_layers_and_directions_is_the_sum_of_theirs():
+    one = Problem("lstm", "training", 10, 3, 10, 32)
+    upper = replace(one, input_size=64)  # both directions of 32 units
+    rates = {**RATES, "read 32768": 1e8, "copy 98304": 1e8}
+    stack = replace(one, num_layers=2, bidirectional=True)
+    assert set(rates) - {"read 4096"} == {probe.key for probe in roof.probes(stack)}
+    lower, higher, found = (roof.parts(problem, rates, lanes=16) for problem in (one, upper, stack))
+    assert found == pytest.approx({name: 2 * (lower[name] + higher[name]) for name in lower})
+
+
 @pytest.mark.skipif(roof.native_library() is None, reason="the native module was not built")
 @pytest.mark.parametrize("dtype", problems.DTYPES)
 def test_probes_run(dtype):
@@ -204,6 +309,59 @@ def test_probes_run(dtype):
 def test_vector_lanes():
     assert [run.vector_lanes(isa, "float32") for isa in ("avx512", "avx2", "scalar")] == [16, 8, 4]
     assert run.vector_lanes("avx512", "float64") == 8
+
+
+# Memory
+
+
+@pytest.mark.usefixtures("numpy_backend")
+@pytest.mark.parametrize("cell", problems.CELL_NAMES)
+def test_what_is_computed_is_what_training_keeps(cell):
+    problem = replace(SMALL, cell=cell, num_layers=2, bidirectional=True)
+    inputs = check.make_inputs(problem)
+    layer = check.make_layer(problem, inputs)
+    output, _, stack = layer._run(inputs.x, None, None, None, 1, out=None, training=True, seed=None)
+    kept = {"gates": 0, "c": 0}
+    for recurrences in stack.recurrences:
+        for recurrence in recurrences:
+            for name in kept:
+                array = getattr(recurrence, name)
+                kept[name] += 0 if array is None else array.nbytes
+    kept["output"] = output.nbytes
+    kept["between layers"] = sum(array.nbytes for array in stack.outputs[:-1])
+    found = memory.grows(problem)
+    assert tuple(found) == memory.NAMES
+    assert {name: found[name] for name in memory.KEPT} == kept
+
+
+@pytest.mark.parametrize("problem", [SMALL, replace(SMALL, cell="gru", num_layers=2, bidirectional=True)])
+def test_what_is_computed_grows_with_length(problem):
+    once, twice = (memory.grows(one) for one in memory.lengths(problem))
+    assert twice == {name: 2 * size for name, size in once.items()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak cannot be reset")
+def test_a_step_is_measured_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setenv("HOTLOOP_BACKEND", "numpy")
+    problem = Problem("lstm", "training", 64, 32, 16, 64)  # keeps 3 MiB
+    case = {"problem": problem.as_dict(), "memory": memory.measure(problem, 1)}
+    short, long = results.memory_rows(case)
+    assert [row.problem.seq_len for row in (short, long)] == [64, 128]
+    for row in (short, long):
+        assert row.kept == row.problem.seq_len * 32 * 64 * 4 * 6
+        assert row.kept - (1 << 19) < row.forward <= row.peak  # the system may count some pages late
+    assert long.peak - short.peak > (long.kept - short.kept) / 2
+
+
+def test_memory_that_cannot_be_measured_is_a_remark(monkeypatch):
+    def fail(*_):
+        raise processes.WorkerDied("no clear_refs")
+
+    monkeypatch.setattr(memory, "measure", fail)
+    record = run.run([SMALL], run.Settings(peers=[], effort=FAST, memory=True))
+    assert record["cases"][0]["memory"] == {"error": "no clear_refs"}
+    assert "memory was not measured: no clear_refs" in results.remarks(record)
+    assert [row.peak for row in results.memory_rows(record["cases"][0])] == [None]
 
 
 # Processes
@@ -224,9 +382,6 @@ def state(pid):
         return file.read().rsplit(")", 1)[1].split()[0]
 
 
-needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-
-
 def prepare_request(problem, path):
     return {"do": "prepare", "problem": problem.as_dict(), "reference": str(path), "sample_seconds": 1e-4}
 
@@ -242,7 +397,7 @@ def test_worker_protocol(tmp_path):
             process.ask({"do": "reference", "problem": SMALL.as_dict(), "path": str(path)})
             reply = process.ask(prepare_request(SMALL, path))
             assert reply["status"] == "ok"
-            assert set(reply["errors"]) == {"output", "x", "weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+            assert set(reply["errors"]) == {"output", "x", *check.make_inputs(SMALL).parameters}
             assert 0 < max(reply["errors"].values()) < 1e-5
             samples = process.ask({"do": "time", "samples": 3})["samples"]
             assert len(samples) == 3
@@ -256,7 +411,7 @@ def test_worker_protocol(tmp_path):
 def test_a_wrong_answer_is_not_timed(tmp_path):
     path = tmp_path / "reference.npz"
     expected = check.reference(SMALL)
-    np.savez(path, **{**expected, "weight_hh": expected["weight_hh"][:, ::-1]})
+    np.savez(path, **{**expected, "weight_hh_l0": expected["weight_hh_l0"][:, ::-1]})
     with worker("numpy", "1") as process:
         process.greet()
         with process.awake():
@@ -363,6 +518,14 @@ def test_rounds_rotate_and_stop_when_the_ratio_is_known():
     assert row.of_roof is None
 
 
+def test_rounds_of_long_calls_are_bounded():
+    effort = replace(FAST, min_rounds=9)
+    assert len(pretend({OURS: 1.0, "torch": 2.0}, effort)["candidates"][0]["rounds"]) == 9
+    bounded = replace(effort, most_seconds=0.0)
+    rounds_run = len(pretend({OURS: 1.0, "torch": 2.0}, bounded)["candidates"][0]["rounds"])
+    assert rounds_run == rounds.TRIAL_ROUNDS
+
+
 def test_a_peer_far_behind_is_left_out_of_later_rounds():
     case = pretend({OURS: 1.0, "torch": 2.0, "numpy": 7.0}, replace(FAST, min_rounds=5))
     assert [len(candidate["rounds"]) for candidate in case["candidates"]] == [5, 5, rounds.TRIAL_ROUNDS]
@@ -379,6 +542,20 @@ def test_a_candidate_that_fails_is_reported_and_the_others_go_on():
     lines = results.remarks(record)
     assert "openvino: not installed" in lines
     assert f"jax, failed: exit status 1 ({SMALL.name})" in lines
+
+
+def test_numpy_is_left_out_where_a_call_takes_seconds(tmp_path):
+    def ask(request):
+        return {"status": "ok"}
+
+    process = Pretender("numpy", 1.0)
+    process.ask = ask
+    workers = {("numpy", 1): process}
+    (record,) = rounds.prepare(SMALL, workers, tmp_path, FAST)
+    assert record["status"] == "ok"
+    (record,) = rounds.prepare(replace(SMALL, seq_len=10**6, hidden_size=100), workers, tmp_path, FAST)
+    assert record["status"] == "unsupported"
+    assert "5 GF" in record["detail"]
 
 
 # Whole runs
@@ -459,6 +636,8 @@ def test_every_installed_peer_gives_the_right_answer(tmp_path, capsys):
 
 # The table and the report
 
+MEASURED = Path(__file__).parents[1] / "benchmarks" / "measured"
+
 
 def stored_record():
     """A small record, as read back from a file."""
@@ -502,6 +681,149 @@ def stored_record():
     }  # fmt: skip
 
 
+def grid_record():
+    """A record with something in every line of the summary: by problem, the microseconds of each candidate."""
+    keys = ["fma float32", *(f"read {size}" for size in (65536, 196608, 262144)),
+            *(f"copy {size}" for size in (262144, 786432))]  # fmt: skip
+    probes = {key: [1e11] for key in keys}
+    for cell in ("lstm", "gru", "rnn_tanh"):
+        for way in ("forward", "backward"):
+            probes[f"cell_{way} {cell} float32"] = [1e8]
+    times = {
+        Problem("lstm", "inference", 100, 16, 128, 128): {"hotloop": (6000, 4000), "torch": (9000, 8000)},
+        Problem("lstm", "inference", 1000, 1, 64, 64): {"hotloop": (1000, 1250), "openvino": (900, 800)},
+        Problem("lstm", "inference", 1, 1, 64, 64): {"hotloop": (10, 20), "torch": (10, 30)},
+        Problem("gru", "training", 1000, 1, 128, 128): {"hotloop": (9000, 6000), "torch": (60000, 54000),
+                                                        "jax": (12000, 15000), "numpy": (5000, 5000)},
+        Problem("rnn", "training", 100, 16, 128, 128): {"hotloop": (3000, 1500), "torch": (4500, 6000)},
+        Problem("rnn", "training", 1, 16, 128, 128): {"hotloop": (300, 300), "torch": (1, 1)},
+    }  # fmt: skip
+    cases = []
+    for problem, candidates in times.items():
+        records = [
+            {"name": name, "threads": threads, "status": "ok", "detail": "", "rounds": [[us * 1e-6]] * 3}
+            for name, both in candidates.items()
+            for threads, us in zip((1, 2), both, strict=True)
+        ]
+        cases.append({"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": probes,
+                      "candidates": records})  # fmt: skip
+    computed = sum(memory.grows(results.problem_of(cases[3])).values())
+    cases[3]["memory"] = {
+        "threads": 2,
+        "runs": [
+            {"seq_len": steps, "forward": 0, "peak": steps // 1000 * computed + 5_000_000 + steps * 100}
+            for steps in (1000, 2000)
+        ],
+    }
+    return {**stored_record(), "cases": cases}
+
+
+def test_summary_of_ratios():
+    record = json.loads(json.dumps(grid_record()))
+    found = {one.problem.name: one.ratio.value for one in results.compare(results.judged(record))}
+    assert found == pytest.approx({
+        "lstm-inference-T1000-B1-I64-H64": 0.8,
+        "gru-training-T1000-B1-I128-H128": 5000 / 6000,
+        "lstm-inference-T1-B1-I64-H64": 1.0,
+        "lstm-inference-T100-B16-I128-H128": 2.0,
+        "rnn-training-T100-B16-I128-H128": 3.0,
+    })  # fmt: skip
+    assert list(found.values()) == sorted(found.values())
+    assert [one.problem.cell for one in results.behind(record)] == ["lstm", "gru"]
+    lines = dict(results.summary(record))
+    assert lines["worst case over the best peer"].startswith("lstm-inference-T1000-B1-I64-H64 0.80")
+    assert "(of 5 problems)" in lines["worst case over the best peer"]
+    means = {name.removeprefix("geometric mean, "): text.split()[0] for name, text in lines.items() if "mean" in name}
+    assert means == {
+        "inference over the best peer": "1.17",  # the cube root of 2 * 0.8 * 1
+        "training over the best of torch and jax": "2.45",  # the root of 2 * 3: numpy does not count
+        "GRU training over torch": "9.00",
+        "RNN training over torch": "3.00",
+    }
+    assert lines["behind"].splitlines()[0] == "2 of 5"
+    assert len(lines["behind"].splitlines()) == 3
+
+
+def test_summary_of_the_second_thread():
+    found = results.second_thread(grid_record())
+    expected = {
+        "B >= 8": ({"lstm-inference-T100-B16-I128-H128": 1.5, "rnn-training-T100-B16-I128-H128": 2.0}, 1.8),
+        "B < 8, steps of 2 us or more": ({"gru-training-T1000-B1-I128-H128": 1.5}, 1.6),
+        "B < 8, shorter steps": ({"lstm-inference-T1000-B1-I64-H64": 0.8}, None),
+    }
+    assert list(found) == list(expected)
+    for name, (values, bar) in expected.items():
+        assert found[name].values == pytest.approx(values)
+        assert found[name].bar == bar
+    lines = dict(results.summary(grid_record()))
+    assert lines["two threads over one, B >= 8"] == (
+        "geometric mean 1.73, least 1.50 (lstm-inference-T100-B16-I128-H128); 1 of 2 below 1.80"
+    )
+    assert lines["two threads over one, B < 8, shorter steps"].endswith("1 problem")
+
+
+def test_summary_of_the_roof():
+    record = grid_record()
+    found = results.shares_of_roof(record)
+    assert {name: set(share.values) for name, share in found.items()} == {
+        "H >= 128": {"lstm-inference-T100-B16-I128-H128", "gru-training-T1000-B1-I128-H128",
+                     "rnn-training-T100-B16-I128-H128"},
+        "64 <= H < 128": {"lstm-inference-T1000-B1-I64-H64"},
+    }  # fmt: skip
+    (row, _) = results.rows(record["cases"][1])
+    assert found["64 <= H < 128"].values["lstm-inference-T1000-B1-I64-H64"] == row.of_roof
+    assert [share.bar for share in found.values()] == [0.9, 0.8]
+    assert "of the roof, H >= 128" in dict(results.summary(record))
+    record["cases"][1]["candidates"][0]["rounds"] = [[1e-6]]
+    assert "its probe was too slow" in dict(results.summary(record))["of the roof, 64 <= H < 128"]
+
+
+def test_summary_of_memory():
+    text = dict(results.summary(grid_record()))["memory, beside what grows with T"]
+    problem = Problem("gru", "training", 1000, 1, 128, 128)
+    kept = 1000 * 128 * 4 * 5
+    assert f"largest rise 97.7 KiB where {results.format_bytes(kept)} more are kept ({problem.name})" in text
+
+
+def test_a_summary_of_nothing_is_empty():
+    record = grid_record()
+    for case in record["cases"]:
+        case["candidates"] = []
+        case.pop("memory", None)
+    assert results.summary(record) == []
+
+
+def test_summary_roof_and_memory_are_in_table_and_report(capsys):
+    from hotloop.bench.table import print_results
+
+    record = json.loads(json.dumps(grid_record()))
+    page = report.render(record)
+    print_results(record, Console(width=200), show_roof=True)
+    text = capsys.readouterr().out
+    for figures in (text, page):
+        for figure in ("2 of 5", "gradients of sequences", "2.44 MiB", "4.88 MiB", "97.7 KiB", "gradient of weight_hh",
+                       "1 of 2 below 1.80"):  # fmt: skip
+            assert figure in figures, figure
+
+
+def test_length_ticks_do_not_overlap():
+    assert report._length_ticks([1000, 1, 4, 1024, 4, 4096]) == (
+        [1, 4, 1000, 1024, 4096],
+        ["1", "4", "1000", "", "4096"],
+    )
+
+
+@pytest.mark.parametrize("path", sorted(MEASURED.glob("*.json")), ids=lambda path: path.stem)
+def test_records_that_were_kept_can_still_be_read(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for case in record["cases"]:
+        problem = results.problem_of(case)
+        assert (problem.name, problem.flops) == (case["problem"]["name"], case["flops"])
+        assert all(row.of_roof is not None for row in results.rows(case))
+    assert "worst case over the best peer" in dict(results.summary(record))
+    assert report.render(record)
+
+
 def test_report_holds_the_figures():
     record = json.loads(json.dumps(stored_record()))
     page = report.render(record)
@@ -533,6 +855,9 @@ def test_table_holds_the_figures(capsys):
 
 def test_formats():
     assert [results.format_seconds(s) for s in (1.5e-6, 0.0123, 2.0)] == ["1.5 us", "12.3 ms", "2 s"]
+    assert [results.format_bytes(n) for n in (12, 1000, 1023 << 10, -(5 << 20), None)] == [
+        "12 B", "0.977 KiB", "0.999 MiB", "-5 MiB", "-",
+    ]  # fmt: skip
     assert [results.format_count(n) for n in (12.0, 4567.0, 3.3e6)] == ["12", "4.57 k", "3.3 M"]
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,10 +69,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                         help=f"default: {' '.join(map(str, counts))}; with --smoke: 1")  # fmt: skip
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="PEER",
                         help=f"default: all of {', '.join(PEERS)} that are installed")  # fmt: skip
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, help="in place of each problem's own")
     parser.add_argument("--isa", help="our instruction set, in place of the best one")
     parser.add_argument("--seconds-per-case", type=float, metavar="S",
-                        help="bound on the time of a problem whose ratios are not yet known to 2 %%")  # fmt: skip
+                        help="bound on the rounds of a problem; three there are always")  # fmt: skip
+    parser.add_argument("--memory", action="store_true",
+                        help="measure what training steps hold, in processes of their own")  # fmt: skip
     parser.add_argument("--roof", action="store_true", help="print the parts of the roof")
     parser.add_argument("--out", type=Path, default=Path("hotloop-bench"), metavar="DIR", help="default: %(default)s")
     parser.set_defaults(counts=counts)
@@ -85,11 +88,12 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
     except ImportError as error:
         print(f'hotloop bench needs {error.name}: install "hotloop[bench]"', file=sys.stderr)
         return 2
+    from .bench.peers import missing_modules
     from .bench.problems import DEFAULT_GROUPS, select
     from .bench.processes import WorkerError
     from .bench.report import write_report
     from .bench.results import ours
-    from .bench.rounds import Effort
+    from .bench.rounds import Effort, estimate
     from .bench.run import Settings, run
     from .bench.table import print_results
 
@@ -111,8 +115,14 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
     elif options.smoke:
         effort = Effort(sample_seconds=5e-4, samples=1, min_rounds=2, max_seconds=0.0)
     if options.seconds_per_case is not None:
-        effort = Effort(effort.sample_seconds, effort.samples, effort.min_rounds, options.seconds_per_case)
-    settings = Settings(options.peers, threads, options.isa, effort, total)
+        bound = options.seconds_per_case
+        effort = replace(effort, max_seconds=bound, most_seconds=bound)
+    settings = Settings(options.peers, threads, options.isa, effort, total, options.memory)
+    installed = [peer for peer in options.peers if not missing_modules(peer)]
+    least, most = (seconds / 60 for seconds in estimate(problems, installed, threads, effort))
+    if total is None and most >= 1:
+        print(f"{len(problems)} problems: some {least:.0f} to {most:.0f} minutes (--seconds-per-case bounds them)",
+              file=sys.stderr)  # fmt: skip
 
     # Where nobody looks at a terminal, a line is as long as it is.
     console = Console() if sys.stdout.isatty() else Console(width=160)

@@ -19,9 +19,8 @@ import numpy as np
 
 from .. import _cells, functional
 from .._backend import info
-from .._contract import Array
-from ..layers import GRU, LSTM, RNN
-from .check import WEIGHT_NAMES, Inputs, run_functional
+from .._contract import PARAMETERS, Array
+from .check import Inputs, is_stack, make_layer, run_ours
 from .problems import Problem
 
 
@@ -34,7 +33,7 @@ class Prepared:
     """A problem, ready to run.
 
     `run` is what is timed. `answer` runs the same thing once more, with the upstream gradient given (inference
-    ignores it), and returns output, x, weight_ih, weight_hh, bias_ih and bias_hh; inference only the output.
+    ignores it), and returns output, x, weight_ih_l0 and so on by torch's names; inference only the output.
     """
 
     run: Callable[[], object]
@@ -66,22 +65,31 @@ class Hotloop:
         """Pack the weights for inference; for training there is nothing to prepare."""
         threads = self._threads
         if problem.mode == "inference":
-            kinds: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-            named = zip(WEIGHT_NAMES, inputs.weights, strict=True)
-            layer = kinds[problem.cell].from_state_dict({f"{name}_l0": array for name, array in named})
-            x = inputs.x
+            layer, x = make_layer(problem, inputs), inputs.x
             return Prepared(
                 run=lambda: layer(x, threads=threads),
                 answer=lambda _: {"output": layer(x, threads=threads)[0]},
             )
-        function = getattr(functional, f"{problem.cell}_vjp")
-        x, weights, grad_output = inputs.x, inputs.weights, inputs.grad_output
+        x, grad_output = inputs.x, inputs.grad_output
+
+        def answer(gradient: Array) -> dict[str, Array]:
+            return run_ours(problem, inputs, gradient, threads)
+
+        if is_stack(problem):
+            stack = make_layer(problem, inputs)
+
+            def step_of_layers() -> object:
+                _, vjp = stack.vjp(x, threads=threads)
+                return vjp(grad_output)
+
+            return Prepared(step_of_layers, answer)
+        function, (weights,) = getattr(functional, f"{problem.cell}_vjp"), inputs.recurrences
 
         def step() -> object:
             _, vjp = function(x, *weights, threads=threads)
             return vjp(grad_output)
 
-        return Prepared(step, lambda gradient: run_functional(problem, inputs, gradient, threads))
+        return Prepared(step, answer)
 
 
 class Torch:
@@ -101,10 +109,14 @@ class Torch:
         """Make a module with our weights."""
         torch = self._torch
         kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[problem.cell]
-        module = kind(problem.input_size, problem.hidden_size, dtype=getattr(torch, problem.dtype))
-        with torch.no_grad():
-            for name, value in zip(WEIGHT_NAMES, inputs.weights, strict=True):
-                getattr(module, f"{name}_l0").copy_(torch.from_numpy(value))
+        module = kind(
+            problem.input_size,
+            problem.hidden_size,
+            num_layers=problem.num_layers,
+            bidirectional=problem.bidirectional,
+            dtype=getattr(torch, problem.dtype),
+        )
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in inputs.parameters.items()})
         x = torch.from_numpy(inputs.x)
         if problem.mode == "inference":
             module.eval()
@@ -127,7 +139,7 @@ class Torch:
 
         def answer(gradient: Array) -> dict[str, Array]:
             output = step(torch.from_numpy(gradient))
-            grads = {name: getattr(module, f"{name}_l0").grad.numpy() for name in WEIGHT_NAMES}
+            grads = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
             return {"output": output.detach().numpy(), "x": x.grad.numpy(), **grads}
 
         return Prepared(step, answer)
@@ -138,7 +150,12 @@ ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
 
 def onnx_model(problem: Problem, inputs: Inputs) -> bytes:
-    """Write the forward pass as an ONNX model with fixed shapes: input x, outputs output, h_n and c_n."""
+    """Write the forward pass as an ONNX model with fixed shapes: input x, outputs output, h_n and c_n of every layer.
+
+    One node a layer. A node's output is [T, D, B, H] and the next one reads [T, B, D*H]: for one direction that is
+    the same memory, two are transposed, as every exporter has it. The last output stays as it is, so the runtime is
+    spared one transposition; `onnx_output` makes it ours.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -147,34 +164,54 @@ def onnx_model(problem: Problem, inputs: Inputs) -> bytes:
     def reorder(array: Array) -> Array:
         return np.concatenate([np.split(array, problem.gates)[gate] for gate in order])
 
-    constants = {
-        "weight_ih": reorder(inputs.weight_ih)[None],
-        "weight_hh": reorder(inputs.weight_hh)[None],
-        "bias": np.concatenate((reorder(inputs.bias_ih), reorder(inputs.bias_hh)))[None],
-    }
-    outputs = ["output", "h_n", "c_n"] if problem.cell == "lstm" else ["output", "h_n"]
+    steps, batch, hidden, directions = problem.seq_len, problem.batch_size, problem.hidden_size, problem.directions
     attributes: dict[str, Any] = {"linear_before_reset": 1} if problem.cell == "gru" else {}
-    node = helper.make_node(
-        problem.cell.upper(),
-        ["x", *constants],
-        outputs,
-        hidden_size=problem.hidden_size,
-        **attributes,
-    )
+    if problem.bidirectional:
+        attributes["direction"] = "bidirectional"
+    constants: dict[str, Array] = {}
+    nodes, states, sequence = [], [], "x"
+    for layer in range(problem.num_layers):
+        weights = inputs.recurrences[layer * directions : (layer + 1) * directions]
+        named = {
+            f"weight_ih_l{layer}": np.stack([reorder(w_ih) for w_ih, _, _, _ in weights]),
+            f"weight_hh_l{layer}": np.stack([reorder(w_hh) for _, w_hh, _, _ in weights]),
+            f"bias_l{layer}": np.stack(
+                [np.concatenate((reorder(b_ih), reorder(b_hh))) for _, _, b_ih, b_hh in weights]
+            ),
+        }
+        constants |= named
+        last = [f"h_n_l{layer}", f"c_n_l{layer}"] if problem.cell == "lstm" else [f"h_n_l{layer}"]
+        states += last
+        top = layer == problem.num_layers - 1
+        output = "output" if top else f"output_l{layer}"
+        operator = problem.cell.upper()
+        nodes.append(helper.make_node(operator, [sequence, *named], [output, *last], hidden_size=hidden, **attributes))
+        if not top:
+            if problem.bidirectional:
+                nodes.append(helper.make_node("Transpose", [output], [f"{output}_t"], perm=[0, 2, 1, 3]))
+                output = f"{output}_t"
+            constants["between"] = np.array([steps, batch, directions * hidden])
+            sequence = f"input_l{layer + 1}"
+            nodes.append(helper.make_node("Reshape", [output, "between"], [sequence]))
     element = TensorProto.DOUBLE if problem.dtype == "float64" else TensorProto.FLOAT
-    steps, batch, hidden = problem.seq_len, problem.batch_size, problem.hidden_size
-    shapes = {"output": (steps, 1, batch, hidden), "h_n": (1, batch, hidden), "c_n": (1, batch, hidden)}
+    shapes = {"output": (steps, directions, batch, hidden), **dict.fromkeys(states, (directions, batch, hidden))}
     graph = helper.make_graph(
-        [node],
+        nodes,
         problem.name,
         [helper.make_tensor_value_info("x", element, (steps, batch, problem.input_size))],
-        [helper.make_tensor_value_info(name, element, shapes[name]) for name in outputs],
+        [helper.make_tensor_value_info(name, element, shape) for name, shape in shapes.items()],
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
     # Opset 14 and IR 8 are the oldest that say everything needed here, so that older runtimes load it too.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def onnx_output(array: Array) -> Array:
+    """Return the output of the model, [T, D, B, H], as ours: [T, B, D*H]."""
+    steps, directions, batch, hidden = array.shape
+    return array.transpose(0, 2, 1, 3).reshape(steps, batch, directions * hidden)
 
 
 class OnnxRuntime:
@@ -217,7 +254,7 @@ class OnnxRuntime:
 
         def answer(_: Array) -> dict[str, Array]:
             infer()
-            return {"output": results["output"].numpy()[:, 0]}
+            return {"output": onnx_output(results["output"].numpy())}
 
         return Prepared(infer, answer)
 
@@ -257,7 +294,7 @@ class OpenVino:
 
         def answer(_: Array) -> dict[str, Array]:
             infer()
-            return {"output": np.array(request.get_output_tensor(0).data)[:, 0]}
+            return {"output": onnx_output(np.array(request.get_output_tensor(0).data))}
 
         return Prepared(infer, answer)
 
@@ -279,7 +316,7 @@ class Jax:
         """Compile for the problem's shape."""
         jax = self._jax
         forward = _jax_forward(jax, problem)
-        x, *weights = (jax.device_put(array) for array in (inputs.x, *inputs.weights))
+        x, *weights = (jax.device_put(array) for array in (inputs.x, *inputs.parameters.values()))
         if problem.mode == "inference":
             compiled = jax.jit(forward).lower(x, *weights).compile()
 
@@ -301,17 +338,17 @@ class Jax:
 
         def answer(gradient: Array) -> dict[str, Array]:
             (_, output), grads = step(jax.device_put(gradient))
-            names = ("x", *WEIGHT_NAMES)
+            names = ("x", *inputs.parameters)
             return {"output": np.asarray(output), **{n: np.asarray(g) for n, g in zip(names, grads, strict=True)}}
 
         return Prepared(step, answer)
 
 
 def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
-    """Put the specification's own equations under lax.scan."""
+    """Put the specification's own equations under lax.scan, one for every layer and direction."""
     jnp, sigmoid, tanh = jax.numpy, jax.nn.sigmoid, jax.numpy.tanh
 
-    def forward(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
+    def scan(reverse: bool, x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
         def split(array: Any) -> Any:
             return jnp.split(array, problem.gates, axis=1)
 
@@ -335,8 +372,20 @@ def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
         # The GRU's reset gate multiplies bias_hh too, so there it stays inside the loop.
         bias = bias_ih if problem.cell == "gru" else bias_ih + bias_hh
         step = {"lstm": lstm_step, "gru": gru_step, "rnn": rnn_step}[problem.cell]
-        state, output = jax.lax.scan(step, start, x @ weight_ih.T + bias)
+        state, output = jax.lax.scan(step, start, x @ weight_ih.T + bias, reverse=reverse)
         return output, state
+
+    def forward(x: Any, *parameters: Any) -> Any:
+        count, states = len(PARAMETERS), []
+        for layer in range(problem.num_layers):
+            outputs = []
+            for direction in range(problem.directions):
+                start = (layer * problem.directions + direction) * count
+                output, state = scan(direction == 1, x, *parameters[start : start + count])
+                outputs.append(output)
+                states.append(state)
+            x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+        return x, states
 
     return forward
 
@@ -352,6 +401,7 @@ CANDIDATES: dict[str, Callable[[int], Candidate]] = {
     "jax": Jax,
 }
 PEERS = tuple(name for name in CANDIDATES if name != OURS)
+INFERENCE_ONLY = ("onnxruntime", "openvino")
 
 _MODULES = {
     "numba": ("numba",),

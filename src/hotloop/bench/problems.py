@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from .._contract import CELLS
@@ -30,6 +30,10 @@ class Problem:
     mode : {"inference", "training"}
     seq_len, batch_size, input_size, hidden_size : int
         T, B, I and H.
+    num_layers : int
+        Each on the output of the one before.
+    bidirectional : bool
+        Whether each layer has a second direction, from the last step to the first.
     dtype : {"float32", "float64"}
     why : str
         What the problem stands for.
@@ -43,13 +47,25 @@ class Problem:
     hidden_size: int
     dtype: Dtype = "float32"
     why: str = ""
+    num_layers: int = 1
+    bidirectional: bool = False
 
     @property
     def name(self) -> str:
-        """Cell, mode and shape in one word; float64 is said, float32 is not."""
-        suffix = "" if self.dtype == "float32" else f"-{self.dtype}"
-        shape = f"T{self.seq_len}-B{self.batch_size}-I{self.input_size}-H{self.hidden_size}"
-        return f"{self.cell}-{self.mode}-{shape}{suffix}"
+        """Cell, mode and shape in one word; what is one layer, one direction or float32 is not said."""
+        return "-".join((self.cell, self.mode, *self.words))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Shape, layers, directions and dtype, a word each: "T100", "B1", "I8", "H32", "L2", "bi", "float64"."""
+        words = [f"T{self.seq_len}", f"B{self.batch_size}", f"I{self.input_size}", f"H{self.hidden_size}"]
+        if self.num_layers > 1:
+            words.append(f"L{self.num_layers}")
+        if self.bidirectional:
+            words.append("bi")
+        if self.dtype != "float32":
+            words.append(self.dtype)
+        return tuple(words)
 
     @property
     def cell_key(self) -> str:
@@ -60,6 +76,16 @@ class Problem:
     def gates(self) -> int:
         """G, the row blocks of the weights."""
         return CELLS[self.cell_key].gates
+
+    @property
+    def directions(self) -> int:
+        """D, the recurrences of a layer."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """The features that each layer reads: I, and D H of the layer below."""
+        return (self.input_size, *[self.directions * self.hidden_size] * (self.num_layers - 1))
 
     @property
     def is_judged(self) -> bool:
@@ -73,10 +99,12 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the matrix products: 2 T B G H (I + H), and three times that in training."""
-        forward = (
-            2 * self.seq_len * self.batch_size * self.gates * self.hidden_size * (self.input_size + self.hidden_size)
-        )
+        """Multiplications and additions of the matrix products.
+
+        2 T B G H (I + H) for every layer and direction, I being what that layer reads; three times that in training.
+        """
+        columns = sum(size + self.hidden_size for size in self.input_sizes)
+        forward = 2 * self.seq_len * self.batch_size * self.directions * self.gates * self.hidden_size * columns
         return forward * (3 if self.mode == "training" else 1)
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,7 +113,7 @@ class Problem:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Problem:
-        """Read what `as_dict` wrote."""
+        """Read what `as_dict` wrote, now or before there were layers and directions."""
         return cls(**{key: value for key, value in record.items() if key != "name"})
 
 
@@ -123,6 +151,85 @@ SWEEP = tuple(
     for seq_len in SWEEP_LENGTHS
 )
 
+ONE_STEP = "one step a call, where the cost of the call itself decides"
+WIDE = "one sequence through large weights, read anew at every step: bandwidth decides"
+SERVING = "a batch of one step, as a server or an agent with many environments calls it"
+LAYERS = "two layers over long sequences, the second on the output of the first"
+TEXT = "a batch of sentences, as a language model trains on"
+SHORT = "a large batch of short sequences, as a first experiment trains on"
+BOTH_WAYS = "a word, letter by letter, in both directions"
+DOUBLE = "the same in double precision, half the lanes"
+LENGTHS = "one of several lengths at one size: what a call costs, and what a step"
+ODD = "a hidden size that fills no vector"
+
+# Every shape at which the libraries were measured before there was anything to compare with them.
+_DENSE: tuple[tuple[Shape, str], ...] = (
+    ((1, 1, 40, 128), ONE_STEP),
+    ((100, 1, 8, 32), SMALL),
+    ((100, 1, 40, 128), SPEECH),
+    ((1000, 1, 40, 128), SPEECH),
+    ((1000, 1, 64, 128), SPEECH),
+    ((100, 1, 256, 256), WIDE),
+    ((100, 1, 512, 512), WIDE),
+    ((100, 1, 1024, 1024), WIDE),
+    ((128, 8, 64, 128), BATCH),
+    ((64, 32, 256, 256), HEAVY),
+    ((512, 32, 256, 256), HEAVY),
+    ((100, 64, 512, 512), HEAVY),
+    ((1000, 32, 8, 64), SERIES),
+)
+_ODD_SIZES: tuple[Shape, ...] = ((100, 4, 50, 50), (100, 8, 100, 100), (100, 16, 200, 200))
+_TWINS: tuple[tuple[CellName, Mode, Shape], ...] = (
+    ("lstm", "inference", (1000, 1, 40, 128)),
+    ("lstm", "training", (64, 32, 256, 256)),
+    ("gru", "inference", (128, 8, 64, 128)),
+    ("gru", "training", (128, 8, 64, 128)),
+    ("rnn", "training", (100, 1, 256, 256)),
+)
+# Few enough lengths that a run is bearable; those of _DENSE (1, 100 and 1000; 64 and 512) complete them.
+_GRID_LENGTHS: tuple[Shape, ...] = (
+    *((seq_len, 1, 40, 128) for seq_len in (1, 4, 16, 100, 320, 1000)),
+    *((seq_len, 32, 256, 256) for seq_len in (1, 8, 64, 512)),
+)
+
+
+def _everywhere(shapes: Iterable[Shape], why: str) -> Iterator[Problem]:
+    """Every cell and mode at these shapes."""
+    for shape in shapes:
+        for cell in CELL_NAMES:
+            for mode in MODES:
+                yield _named(cell, mode, shape, why)
+
+
+def _unique(found: Iterable[Problem]) -> tuple[Problem, ...]:
+    """The first problem of every name."""
+    unique: dict[str, Problem] = {}
+    for problem in found:
+        unique.setdefault(problem.name, problem)
+    return tuple(unique.values())
+
+
+_GATED: tuple[CellName, ...] = ("lstm", "gru")
+
+# What speed is judged on: no peer may be faster on any of these.
+GRID = _unique(
+    (
+        *(problem for shape, why in _DENSE for problem in _everywhere((shape,), why)),
+        *(_named(cell, "training", (32, 64, 32, 128), SHORT) for cell in _GATED),
+        *(replace(_named("lstm", mode, (2000, 8, 256, 256), LAYERS), num_layers=2) for mode in MODES),
+        *(_named(cell, "training", (80, 128, 128, 128), TEXT) for cell in _GATED),
+        *(_named(cell, "inference", (1, 32, 64, 128), SERVING) for cell in CELL_NAMES),
+        *(
+            replace(_named(cell, mode, (31, 1, 32, 32), BOTH_WAYS), bidirectional=True)
+            for cell in _GATED
+            for mode in MODES
+        ),
+        *(replace(_named(cell, mode, shape, DOUBLE), dtype="float64") for cell, mode, shape in _TWINS),
+        *_everywhere(_GRID_LENGTHS, LENGTHS),
+        *_everywhere(_ODD_SIZES, ODD),
+    )
+)
+
 _QUICK_STEPS: tuple[tuple[Mode, int], ...] = (
     ("inference", 1), ("inference", 32), ("inference", 1000), ("training", 32),
 )  # fmt: skip
@@ -140,15 +247,20 @@ SMOKE = tuple(
     for mode in MODES
     for seq_len in (1, 6)
     if mode == "inference" or seq_len > 1
+) + tuple(
+    Problem(cell, mode, 6, 2, 5, 9, "float32", "layers and directions, small enough for a test", *stack)
+    for cell, stack in zip(CELL_NAMES, ((2, False), (1, True), (2, True)), strict=True)
+    for mode in MODES
 )
 
 GROUPS: dict[str, tuple[Problem, ...]] = {
     "headline": HEADLINE,
+    "grid": GRID,
     "sweep": SWEEP,
     "quick": QUICK,
     "smoke": SMOKE,
 }
-DEFAULT_GROUPS = ("headline", "sweep")
+DEFAULT_GROUPS = ("headline", "grid")
 
 
 def select(
@@ -157,7 +269,7 @@ def select(
     shapes: Sequence[Shape] = (),
     cells: Sequence[str] = CELL_NAMES,
     modes: Sequence[str] = MODES,
-    dtype: Dtype = "float32",
+    dtype: Dtype | None = None,
 ) -> list[Problem]:
     """List the problems of these groups, without repetition; or, given shapes, every cell and mode at these.
 
@@ -169,7 +281,8 @@ def select(
         Take these in place of the groups.
     cells, modes : sequence of str
         Leave out all others.
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64"}, optional
+        Take every problem in this one; None leaves each its own.
     """
     if shapes:
         found = [
@@ -180,9 +293,10 @@ def select(
         ]  # fmt: skip
     else:
         found = [problem for group in groups for problem in GROUPS[group]]
-    unique = {
-        problem.name: Problem(**{**asdict(problem), "dtype": dtype})
-        for problem in found
-        if problem.cell in cells and problem.mode in modes
-    }
-    return list(unique.values())
+    return list(
+        _unique(
+            problem if dtype is None else replace(problem, dtype=dtype)
+            for problem in found
+            if problem.cell in cells and problem.mode in modes
+        )
+    )

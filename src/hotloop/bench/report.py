@@ -54,6 +54,8 @@ def render(record: Mapping[str, Any]) -> str:
         '<div class="plots">' + "".join(_figures(cases)) + "</div>",
         '<h2 id="cases">All cases</h2>',
         _case_table(cases),
+        _roof(cases),
+        _memory(cases),
         '<h2 id="candidates">All candidates</h2>',
         f"<details><summary>Every library on every problem</summary>{_candidate_table(cases)}</details>",
         _environment(record),
@@ -91,6 +93,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; }
 td:first-child { background: #fff; }
 tr.behind td { background: #fff1e6; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+.summary { font-size: .9rem; }
 dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 8rem; } }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
@@ -126,12 +129,16 @@ def _summary(record: Mapping[str, Any]) -> str:
             tiles.append(f"<div>{LABELS[cell]}, {mode}<b>{span}</b>ahead on {problems}</div>")
     if not tiles:
         return "<p>No peer was measured.</p>"
+    figures = "".join(
+        f"<dt>{escape(what)}</dt><dd>{escape(text).replace(chr(10), '<br>')}</dd>"
+        for what, text in results.summary(record)
+    )
     load = record["environment"]["load"]
     note = f" The machine was busy at the start (load {load}): do not quote." if load > 0.5 else ""
     return (
         "<p>Speed-up of hotloop over the fastest of the other libraries, each at its best number of threads."
         f"{note}</p>\n"
-        f'<div class="tiles">{"".join(tiles)}</div>'
+        f'<div class="tiles">{"".join(tiles)}</div>\n<dl class="summary">{figures}</dl>'
     )
 
 
@@ -140,13 +147,13 @@ def _kinds(cases: Sequence[results.Case]) -> list[tuple[str, str]]:
 
 
 def _figures(cases: Sequence[results.Case]) -> Iterator[str]:
-    """One plot for each cell, mode and (B, I, H): over sequence length where there are several, else bars."""
-    groups: dict[tuple[str, str, int, int, int], list[results.Case]] = {}
+    """One plot for each cell, mode and shape but for T: over T where there are several lengths, else bars."""
+    groups: dict[tuple[str, ...], list[results.Case]] = {}
     for case in cases:
         p = results.problem_of(case)
-        groups.setdefault((p.cell, p.mode, p.batch_size, p.input_size, p.hidden_size), []).append(case)
-    for (cell, mode, batch, inputs, hidden), members in groups.items():
-        title = f"{LABELS[cell]}, {mode}, B={batch} I={inputs} H={hidden}"
+        groups.setdefault((p.cell, p.mode, *p.words[1:]), []).append(case)
+    for (cell, mode, *words), members in groups.items():
+        title = f"{LABELS[cell]}, {mode}, {' '.join(words)}"
         members.sort(key=lambda case: case["problem"]["seq_len"])
         if not any(results.timed(case) for case in members):
             continue
@@ -157,7 +164,7 @@ def _figures(cases: Sequence[results.Case]) -> Iterator[str]:
             axes = figure.add_subplot()
             draw(axes, members)
             if draw is _draw_bars:
-                title += f" T={members[0]['problem']['seq_len']}"
+                title += f" T{members[0]['problem']['seq_len']}"
             axes.set_title(title)
             yield f'<img alt="{escape(_alternative(title, members))}" src="{_svg(figure)}">'
 
@@ -200,8 +207,7 @@ def _draw_lines(axes: Axes, members: Sequence[results.Case]) -> None:
     axes.set_xlabel("sequence length T")
     axes.set_ylabel("GF/s")
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
-    lengths = sorted({case["problem"]["seq_len"] for case in members})
-    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.set_xticks(*_length_ticks([case["problem"]["seq_len"] for case in members]))
     axes.minorticks_off()
     # For one shape, flops are proportional to steps, so both scales fit the same lines.
     per_gigaflop = 1e9 * members[0]["problem"]["seq_len"] / members[0]["flops"]
@@ -213,6 +219,16 @@ def _draw_lines(axes: Axes, members: Sequence[results.Case]) -> None:
     _plain_ticks(axes.yaxis, axes.get_ylim(), lambda value: f"{value:g}")
     _plain_ticks(right.yaxis, axes.get_ylim(), results.format_count)
     axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False, handlelength=3)
+
+
+def _length_ticks(lengths: Sequence[int]) -> tuple[list[int], list[str]]:
+    """Every length gets a tick, and a label where the one before leaves room for it."""
+    ticks, labels, labelled = sorted(set(lengths)), [], 0.0
+    for tick in ticks:
+        room = tick >= 1.5 * labelled
+        labels.append(str(tick) if room else "")
+        labelled = tick if room else labelled
+    return ticks, labels
 
 
 def _draw_bars(axes: Axes, members: Sequence[results.Case]) -> None:
@@ -263,9 +279,7 @@ def _table(heads: Sequence[str], lines: Sequence[tuple[Sequence[str], bool]]) ->
 
 
 def _label(problem: Problem) -> str:
-    shape = f"T{problem.seq_len} B{problem.batch_size} I{problem.input_size} H{problem.hidden_size}"
-    dtype = "" if problem.dtype == "float32" else f" {problem.dtype}"
-    return f"{LABELS[problem.cell]} {problem.mode} {shape}{dtype}"
+    return " ".join((LABELS[problem.cell], problem.mode, *problem.words))
 
 
 def _case_table(cases: Sequence[results.Case]) -> str:
@@ -283,6 +297,45 @@ def _case_table(cases: Sequence[results.Case]) -> str:
         "A dash: not measured.</p>"
     )
     return note + _table(heads, lines)
+
+
+def _roof(cases: Sequence[results.Case]) -> str:
+    """The parts of every roof beside our time; nothing where no roof was measured."""
+    names = list(dict.fromkeys(name for case in cases for name in results.roof_parts(case, 1) or ()))
+    if not names:
+        return ""
+    lines = []
+    for case in cases:
+        for row in results.rows(case):
+            parts = results.roof_parts(case, row.threads)
+            if parts is not None and row.of_roof is not None:
+                shown = [results.format_seconds(parts[name]) if name in parts else "" for name in names]
+                total = results.format_seconds(sum(parts.values()))
+                time, share = results.format_seconds(row.seconds), f"{row.of_roof:.0%}"
+                lines.append(((_label(row.problem), str(row.threads), *shown, total, time, share), False))
+    table = _table(("problem", "threads", *names, "sum", "our time", "of roof"), lines)
+    return f'<h2 id="roof">The roof</h2>\n<details><summary>Its parts, problem by problem</summary>{table}</details>'
+
+
+def _memory(cases: Sequence[results.Case]) -> str:
+    """What training steps hold, computed for all and measured where the record has it."""
+    lines = [
+        ((_label(row.problem), *results.memory_cells(row)), False)
+        for case in cases
+        for row in results.memory_rows(case)
+    ]
+    if not lines:
+        return ""
+    note = (
+        "<p>Gates, c, output and the sequences between layers are kept until backward. Measured: by how much a fresh "
+        "process grows. The rest is its peak without all that is computed (packed weights, their gradients, "
+        "workspaces); it may not grow with T. A dash: not measured.</p>"
+    )
+    table = _table(("problem", *results.MEMORY_HEADS), lines)
+    return (
+        '<h2 id="memory">Memory of training</h2>\n'
+        f"<details><summary>What a training step holds</summary>{note}{table}</details>"
+    )
 
 
 def _candidate_table(cases: Sequence[results.Case]) -> str:
@@ -336,5 +389,6 @@ METHOD = """Every library runs in processes of its own, one for each number of t
 take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
 bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
 weights prepared beforehand; training is forward and backward with all gradients. Floating-point operations are those of
-the matrix products: 2 T B G H (I + H) forward, three times that in training. The roof is what the machine's peak and
-bandwidths allow, measured in the same run."""
+the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training. The roof is
+what the machine's peak and bandwidths allow, measured in the same run; that of several layers and directions is the sum
+of theirs."""

@@ -5,13 +5,13 @@ A record is what `hotloop bench` writes as JSON: see `run.py` for its head and `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from . import roof, stats
+from . import memory, roof, stats
 from .peers import OURS
 from .problems import Problem
 
@@ -40,9 +40,14 @@ def ours(case: Case, threads: int | None = None) -> CandidateRecord | None:
     return min(found, key=seconds, default=None)
 
 
-def best_peer(case: Case, threads: int | None = None) -> CandidateRecord | None:
-    """Find the fastest of the others at that number of threads, or at any. Our own Numba backend is none of them."""
+def best_peer(case: Case, threads: int | None = None, names: Sequence[str] | None = None) -> CandidateRecord | None:
+    """Find the fastest of the others at that number of threads, or at any, and of these names where given.
+
+    Our own Numba backend is none of them.
+    """
     found = [c for c in timed(case) if c["name"] not in (OURS, "numba") and threads in (None, c["threads"])]
+    if names is not None:
+        found = [c for c in found if c["name"] in names]
     return min(found, key=seconds, default=None)
 
 
@@ -118,6 +123,188 @@ def rows(case: Case) -> Iterator[Row]:
         )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Ourselves at our best number of threads against a peer at its best, on one problem."""
+
+    problem: Problem
+    peer: CandidateRecord
+    ratio: stats.Interval
+
+    def __str__(self) -> str:
+        """Name, ratio and peer."""
+        return f"{self.problem.name} {format_interval(self.ratio)} {format_candidate(self.peer)}"
+
+
+def judged(record: Mapping[str, Any]) -> list[Case]:
+    """List the cases on which being slower counts."""
+    return [case for case in record["cases"] if problem_of(case).is_judged]
+
+
+def compare(cases: Sequence[Case], names: Sequence[str] | None = None) -> list[Comparison]:
+    """Compare with the best of these peers (of all, by default), worst case first; cases without one are left out."""
+    found = []
+    for case in cases:
+        us, peer = ours(case), best_peer(case, names=names)
+        if us is not None and peer is not None:
+            found.append(Comparison(problem_of(case), peer, stats.speedup(us["rounds"], peer["rounds"])))
+    return sorted(found, key=lambda one: one.ratio.value)
+
+
+def behind(record: Mapping[str, Any]) -> list[Comparison]:
+    """List the judged problems on which the best peer is faster, worst first."""
+    return [one for one in compare(judged(record)) if one.ratio.value < 1]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A figure of many problems that has a bar to reach."""
+
+    values: Mapping[str, float]  # by the problem's name
+    bar: float | None
+
+
+# A call shorter than this is over before a second thread is awake; a step shorter than that, before two threads have
+# told each other that they are done.
+LONG_ENOUGH, LONG_STEP = 200e-6, 2e-6
+ROOF_SECONDS = 100e-6
+
+
+def second_thread(record: Mapping[str, Any]) -> dict[str, Share]:
+    """Return our time on one thread over that on two, for calls over 200 us on one, by class."""
+    found: dict[str, dict[str, float]] = {"B >= 8": {}, "B < 8, steps of 2 us or more": {}, "B < 8, shorter steps": {}}
+    bars = dict(zip(found, (1.8, 1.6, None), strict=True))
+    for case in judged(record):
+        one, two, problem = ours(case, 1), ours(case, 2), problem_of(case)
+        if one is None or two is None or seconds(one) <= LONG_ENOUGH:
+            continue
+        steps = problem.seq_len * problem.num_layers * problem.directions
+        batch, few, none = found
+        name = batch if problem.batch_size >= 8 else few if seconds(one) / steps >= LONG_STEP else none
+        found[name][problem.name] = stats.speedup(two["rounds"], one["rounds"]).value
+    return {name: Share(values, bars[name]) for name, values in found.items() if values}
+
+
+def shares_of_roof(record: Mapping[str, Any]) -> dict[str, Share]:
+    """Return the fractions of the roof on one thread, where the roof is at least 100 us, by class."""
+    found: dict[str, dict[str, float]] = {"H >= 128": {}, "64 <= H < 128": {}, "H < 64": {}}
+    bars = dict(zip(found, (0.9, 0.8, None), strict=True))
+    for case in judged(record):
+        us, parts, problem = ours(case, 1), roof_parts(case, 1), problem_of(case)
+        if us is None or parts is None or sum(parts.values()) < ROOF_SECONDS:
+            continue
+        large, medium, small = found
+        name = large if problem.hidden_size >= 128 else medium if problem.hidden_size >= 64 else small
+        found[name][problem.name] = sum(parts.values()) / seconds(us)
+    return {name: Share(values, bars[name]) for name, values in found.items() if values}
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """What one training step holds, in bytes."""
+
+    problem: Problem  # at the length that was measured
+    grows: Mapping[str, int]  # computed: see memory.grows
+    forward: int | None  # measured: by how much the process has grown after forward
+    peak: int | None  # and at most
+
+    @property
+    def kept(self) -> int:
+        """What stays until backward."""
+        return sum(self.grows[name] for name in memory.KEPT)
+
+    @property
+    def rest(self) -> int | None:
+        """What the process holds at its peak beside what grows with T."""
+        return None if self.peak is None else self.peak - sum(self.grows.values())
+
+
+def memory_rows(case: Case) -> list[MemoryRow]:
+    """Compute what a training case holds: at its own length, and where it was measured at the others too."""
+    problem = problem_of(case)
+    if problem.mode != "training":
+        return []
+    runs = {run["seq_len"]: run for run in case.get("memory", {}).get("runs", [])}
+    rows = []
+    for seq_len in sorted({problem.seq_len, *runs}):
+        one, run = replace(problem, seq_len=seq_len), runs.get(seq_len, {})
+        rows.append(MemoryRow(one, memory.grows(one), run.get("forward"), run.get("peak")))
+    return rows
+
+
+def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say in a few lines how the judged problems of a record went, as (what, figures); nothing where nothing is known.
+
+    Ratios are of our best number of threads over each peer's best.
+    """
+    cases, lines = judged(record), []
+    everything = compare(cases)
+    if everything:
+        lines.append(("worst case over the best peer", f"{everything[0]} (of {_problems(len(everything))})"))
+    for what, wanted, names in MEANS:
+        chosen = compare([case for case in cases if wanted(problem_of(case))], names)
+        if chosen:
+            mean = _geometric_mean([one.ratio.value for one in chosen])
+            lines.append((f"geometric mean, {what}", f"{mean:.2f} ({_problems(len(chosen))}, worst {chosen[0]})"))
+    if everything:
+        lost = behind(record)
+        lines.append(("behind", f"{len(lost)} of {len(everything)}" + "".join(f"\n{one}" for one in lost)))
+    for name, share in second_thread(record).items():
+        mean = _geometric_mean(list(share.values.values()))
+        text = f"geometric mean {mean:.2f}" + _least(share, lambda value: f"{value:.2f}")
+        lines.append((f"two threads over one, {name}", text))
+    for name, share in shares_of_roof(record).items():
+        text = f"median {np.median(list(share.values.values())):.0%}" + _least(share, lambda value: f"{value:.0%}")
+        if max(share.values.values()) > 1:
+            text += "; one is over 100 %: its probe was too slow"
+        lines.append((f"of the roof, {name}", text))
+    measured = [rows for rows in map(memory_rows, record["cases"]) if len(rows) > 1]
+    if measured:
+        text = max((_rise(rows) for rows in measured), key=lambda rise: rise[0])[1]
+        lines.append(("memory, beside what grows with T", f"{len(measured)} training problems, T to 2 T: {text}"))
+    return lines
+
+
+# What is averaged: its name, which problems, over the best of which peers.
+MEANS: tuple[tuple[str, Callable[[Problem], bool], Sequence[str] | None], ...] = (
+    ("inference over the best peer", lambda problem: problem.mode == "inference", None),
+    ("training over the best of torch and jax", lambda problem: problem.mode == "training", ("torch", "jax")),
+    ("GRU training over torch", lambda p: (p.cell, p.mode) == ("gru", "training"), ("torch",)),
+    ("RNN training over torch", lambda p: (p.cell, p.mode) == ("rnn", "training"), ("torch",)),
+)
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def _problems(count: int) -> str:
+    return f"{count} problem{'' if count == 1 else 's'}"
+
+
+def _least(share: Share, write: Callable[[float], str]) -> str:
+    name = min(share.values, key=lambda name: share.values[name])
+    text = f", least {write(share.values[name])} ({name})"
+    if share.bar is not None:
+        below = sum(value < share.bar for value in share.values.values())
+        return f"{text}; {below} of {len(share.values)} below {write(share.bar)}"
+    return f"{text}; {_problems(len(share.values))}"
+
+
+def _rise(rows: Sequence[MemoryRow]) -> tuple[float, str]:
+    """By how much the rest grows from the first length to the last, as a share of what is kept more, and in words.
+
+    A process grows by pages, and the system counts some hundred KiB late: where less than 1 MiB more is kept, that
+    would be the whole share.
+    """
+    first, last = rows[0], rows[-1]
+    assert first.rest is not None
+    assert last.rest is not None
+    more, rise = last.kept - first.kept, last.rest - first.rest
+    text = f"largest rise {format_bytes(rise)} where {format_bytes(more)} more are kept ({first.problem.name})"
+    return rise / max(more, 1 << 20), text
+
+
 def remarks(record: Mapping[str, Any]) -> list[str]:
     """List what a reader must know beside the figures: who was missing, refused, failed or was wrong, and where."""
     found: dict[str, list[str]] = {}
@@ -142,11 +329,14 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
         if candidate.get("checked_steps", case["problem"]["seq_len"]) < case["problem"]["seq_len"]
     }
     if shortened:
-        steps = max(shortened.values())
+        fewest, most = min(shortened.values()), max(shortened.values())
+        steps = f"{most}" if fewest == most else f"{fewest} to {most}"
         lines.append(
             f"answers checked on the first {steps} steps only, where the float64 specification would take too long: "
             + ", ".join(shortened)
         )
+    unmeasured = {case["memory"]["error"]: None for case in record["cases"] if "error" in case.get("memory", {})}
+    lines += [f"memory was not measured: {error}" for error in unmeasured]
     if record.get("interrupted"):
         lines.append("interrupted: only the cases that were complete are here")
     return lines
@@ -166,6 +356,25 @@ def format_count(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def format_bytes(value: float | None) -> str:
+    """Write three figures and a binary unit; a dash for what was not measured."""
+    if value is None:
+        return "-"
+    for factor, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if abs(value) >= 999.5 / 1024 * factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def memory_cells(row: MemoryRow) -> tuple[str, ...]:
+    """Write what every table of memory shows of a row after its problem."""
+    computed = [format_bytes(row.grows[name]) for name in row.grows]
+    return (*computed, format_bytes(row.kept), *map(format_bytes, (row.forward, row.peak, row.rest)))
+
+
+MEMORY_HEADS = (*memory.NAMES, "kept, computed", "after forward, measured", "peak, measured", "rest")
 
 
 def format_interval(interval: stats.Interval | None) -> str:

@@ -3,7 +3,9 @@
 A phase takes at least its flops at the peak of the FMA units, and at least the reading of its weights at the bandwidth
 of a buffer of that size. The recurrence reads its weights once a time step, since a step needs all of the step before;
 every other phase reads them once. Training adds the packing of the weights, which change every step. The cell
-functions' own time, measured on data in L1, comes on top: the FMA units are busy with it too.
+functions' own time, measured on data in L1, comes on top: the FMA units are busy with it too. The roof of several
+layers and directions is the sum of theirs: an upper layer reads what all directions below it wrote, and two directions
+have nothing in common but x.
 """
 
 from __future__ import annotations
@@ -45,33 +47,31 @@ class Probe:
         return f"{self.kind} {self.cell} {self.dtype}"
 
 
-def weight_bytes(problem: Problem) -> tuple[int, int]:
-    """Return the bytes of weight_ih and of weight_hh."""
+def weight_bytes(problem: Problem) -> list[tuple[int, int, int]]:
+    """Return, for every layer, the features it reads and the bytes of weight_ih and weight_hh of one direction."""
     rows = problem.gates * problem.hidden_size * problem.itemsize
-    return rows * problem.input_size, rows * problem.hidden_size
+    return [(size, rows * size, rows * problem.hidden_size) for size in problem.input_sizes]
 
 
 def probes(problem: Problem) -> list[Probe]:
     """List all that the roof of a problem needs."""
-    ih, hh = weight_bytes(problem)
     cell, dtype = problem.cell_key, problem.dtype
-    wanted = [
-        Probe("fma", cell, dtype, FEWEST_BYTES),
-        Probe("read", cell, dtype, max(ih, FEWEST_BYTES)),
-        Probe("read", cell, dtype, max(hh, FEWEST_BYTES)),
-        Probe("cell_forward", cell, dtype, CELL_BYTES),
-    ]
-    if problem.mode == "training":
-        # One half of the buffer is copied to the other.
+    wanted = [Probe("fma", cell, dtype, FEWEST_BYTES), Probe("cell_forward", cell, dtype, CELL_BYTES)]
+    for _, ih, hh in weight_bytes(problem):
         wanted += [
-            Probe("copy", cell, dtype, max(2 * (ih + hh), FEWEST_BYTES)),
-            Probe("cell_backward", cell, dtype, CELL_BYTES),
+            Probe("read", cell, dtype, max(ih, FEWEST_BYTES)),
+            Probe("read", cell, dtype, max(hh, FEWEST_BYTES)),
         ]
+        if problem.mode == "training":
+            # One half of the buffer is copied to the other.
+            wanted.append(Probe("copy", cell, dtype, max(2 * (ih + hh), FEWEST_BYTES)))
+    if problem.mode == "training":
+        wanted.append(Probe("cell_backward", cell, dtype, CELL_BYTES))
     return list({probe.key: probe for probe in wanted}.values())
 
 
 def parts(problem: Problem, rates: Mapping[str, float], lanes: int, threads: int = 1) -> dict[str, float]:
-    """Compute the seconds of every phase; their sum is the roof.
+    """Compute the seconds of every phase, each summed over layers and directions; their sum is the roof.
 
     Parameters
     ----------
@@ -84,33 +84,35 @@ def parts(problem: Problem, rates: Mapping[str, float], lanes: int, threads: int
         All rates count that many times.
     """
     rate = {(probe.kind, probe.bytes): rates[probe.key] * threads for probe in probes(problem)}
-    ih, hh = weight_bytes(problem)
-    steps, batch = problem.seq_len, problem.batch_size
-    per_input = 2 * steps * batch * problem.gates * problem.hidden_size
+    steps, batch, hidden = problem.seq_len, problem.batch_size, problem.hidden_size
+    per_input = 2 * steps * batch * problem.gates * hidden
+    vectors = steps * batch * math.ceil(hidden / lanes)
     peak = rate["fma", FEWEST_BYTES]
 
     def phase(features: int, size: int, reads: int) -> float:
         return max(per_input * features / peak, reads * size / rate["read", max(size, FEWEST_BYTES)])
 
-    projection = phase(problem.input_size, ih, 1)
-    recurrence = phase(problem.hidden_size, hh, steps)
-    vectors = steps * batch * math.ceil(problem.hidden_size / lanes)
-    found = {
-        "input projection": projection,
-        "recurrence": recurrence,
-        "cell, forward": vectors / rate["cell_forward", CELL_BYTES],
-    }
-    if problem.mode == "training":
-        # Forward packs both weights and so does backward (transposed); each time all bytes are read and written.
-        packing = 2 * 2 * (ih + hh)
-        found |= {
-            "packing": packing / rate["copy", max(2 * (ih + hh), FEWEST_BYTES)],
-            "gradient of x": projection,
-            "gradient of h": recurrence,
-            "gradient of weight_ih": projection,
-            "gradient of weight_hh": phase(problem.hidden_size, hh, 1),
-            "cell, backward": vectors / rate["cell_backward", CELL_BYTES],
+    found: dict[str, float] = {}
+    for features, ih, hh in weight_bytes(problem):
+        projection, recurrence = phase(features, ih, 1), phase(hidden, hh, steps)
+        phases = {
+            "input projection": projection,
+            "recurrence": recurrence,
+            "cell, forward": vectors / rate["cell_forward", CELL_BYTES],
         }
+        if problem.mode == "training":
+            # Forward packs both weights and so does backward (transposed); each time all bytes are read and written.
+            packing = 2 * 2 * (ih + hh)
+            phases |= {
+                "packing": packing / rate["copy", max(2 * (ih + hh), FEWEST_BYTES)],
+                "gradient of x": projection,
+                "gradient of h": recurrence,
+                "gradient of weight_ih": projection,
+                "gradient of weight_hh": phase(hidden, hh, 1),
+                "cell, backward": vectors / rate["cell_backward", CELL_BYTES],
+            }
+        for name, seconds in phases.items():
+            found[name] = found.get(name, 0.0) + problem.directions * seconds
     return found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from . import results, roof
-from .peers import OURS
+from .peers import INFERENCE_ONLY, OURS
 from .problems import Problem
 from .processes import WorkerDied, WorkerError, WorkerProcess
 
@@ -19,6 +19,10 @@ Key = tuple[str, int]  # candidate, threads
 # time is known, and its turns would only take time from the ratio that counts.
 TRIAL_ROUNDS = 3
 FAR_BEHIND = 3.0
+
+# The NumPy backend runs at some 5 GF/s: on larger problems a call takes it seconds, on the largest of the grid 20 s,
+# and it has five calls before its trial is over.
+NUMPY_FLOPS = 5e9
 
 PROBE_SECONDS = 3e-3
 PROBE_ROUNDS = 9
@@ -35,9 +39,11 @@ class Effort:
     samples : int
         Samples in a turn, one where a call is long; the turn counts as their median.
     min_rounds : int
-        Rounds that every case gets.
+        Rounds that every case gets, if they do not take more than `most_seconds`.
     max_seconds : float
         After `min_rounds`, more rounds follow until this bound, while a ratio's interval is wider than `precision`.
+    most_seconds : float
+        After that long the trial's three rounds are enough: calls of seconds would take minutes for more.
     precision : float
         How far the confidence interval may reach from the ratio, as a share of it.
     """
@@ -46,7 +52,35 @@ class Effort:
     samples: int = 3
     min_rounds: int = 9
     max_seconds: float = 10.0
+    most_seconds: float = 60.0
     precision: float = 0.02
+
+
+# What `estimate` reckons with, an average over candidates on two processors: five problems of the grid took 39 s where
+# it says 36 to 40.
+PREPARE_SECONDS, GUESSED_FLOPS, GUESSED_CALL = 0.2, 4e10, 3e-4
+
+
+def estimate(
+    problems: Sequence[Problem], peers: Sequence[str], threads: Sequence[int], effort: Effort
+) -> tuple[float, float]:
+    """Guess the seconds a run takes: where every ratio is soon known, and where none ever is."""
+    least = most = 0.0
+    for problem in problems:
+        names = [
+            name
+            for name in (OURS, *peers)
+            if not (problem.mode == "training" and name in INFERENCE_ONLY)
+            and not (name == "numpy" and problem.flops > NUMPY_FLOPS)
+        ]
+        call = GUESSED_CALL + problem.flops / GUESSED_FLOPS
+        turn = call if call > 0.1 else effort.samples * max(effort.sample_seconds, call) + 2e-3
+        one_round = len(names) * len(threads) * turn
+        rounds = min(effort.min_rounds * one_round, max(TRIAL_ROUNDS * one_round, effort.most_seconds))
+        ready = len(names) * len(threads) * (PREPARE_SECONDS + 3 * call)
+        least += ready + rounds
+        most += ready + max(rounds, effort.max_seconds + one_round)
+    return least, most
 
 
 def prepare(
@@ -58,6 +92,8 @@ def prepare(
         record: dict[str, Any] = {"name": name, "threads": threads, "status": "failed", "detail": "", "rounds": []}
         if isinstance(worker, str):
             record["detail"] = worker
+        elif name == "numpy" and problem.flops > NUMPY_FLOPS:
+            record |= {"status": "unsupported", "detail": f"left out above {NUMPY_FLOPS / 1e9:g} GF a call"}
         else:
             request = {
                 "do": "prepare",
@@ -107,7 +143,10 @@ def run_rounds(
                     _probe(case, problem, worker)
         number += 1
         after_round(number)
-        if number >= effort.min_rounds and (_precise(case, effort) or monotonic() - start > effort.max_seconds):
+        elapsed = monotonic() - start
+        if number >= TRIAL_ROUNDS and elapsed > effort.most_seconds:
+            return
+        if number >= effort.min_rounds and (_precise(case, effort) or elapsed > effort.max_seconds):
             return
 
 

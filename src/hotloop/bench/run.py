@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from . import memory
 from .peers import OURS, PEERS, missing_modules
 from .problems import Problem
 from .processes import WorkerDied, WorkerError, WorkerProcess, start_candidate
@@ -38,6 +39,8 @@ class Settings:
     effort : Effort
     total_seconds : float or None
         What the whole run may take: cases get what is left of it, in equal shares.
+    memory : bool
+        Measure what a training step holds, too: see memory.py.
     """
 
     peers: Sequence[str] = PEERS
@@ -45,6 +48,7 @@ class Settings:
     isa: str | None = None
     effort: Effort = field(default_factory=Effort)
     total_seconds: float | None = None
+    memory: bool = False
 
 
 class Pool:
@@ -160,12 +164,23 @@ def run(
                     effort,
                     partial(_report_round, progress, done, problem.name),
                 )
+                if settings.memory and problem.mode == "training" and problem.is_judged:
+                    progress(done, f"{problem.name}: memory")
+                    case["memory"] = _measure_memory(problem, settings)
                 record["cases"].append(case)
             progress(len(problems), "done")
     except KeyboardInterrupt:
         record["interrupted"] = True
     record["seconds"] = round(time.monotonic() - begin, 1)
     return record
+
+
+def _measure_memory(problem: Problem, settings: Settings) -> dict[str, Any]:
+    try:
+        # The most threads have the most workspaces.
+        return memory.measure(problem, max(settings.threads), settings.isa)
+    except WorkerError as error:
+        return {"error": str(error)}
 
 
 def _report_round(progress: Callable[[int, str], None], done: int, name: str, number: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import results
@@ -21,7 +22,7 @@ BUSY = 0.5  # load average from which timings are not to be trusted
 
 
 def print_results(record: Mapping[str, Any], console: Console, *, show_roof: bool = False) -> None:
-    """Print every case of a record, then the remarks."""
+    """Print every case of a record, then its summary and the remarks; the parts of the roof where asked for."""
     about = record["environment"]["hotloop"]
     console.print(
         f"hotloop {about['version']}, {about['backend']} backend ({about['variant']}), {about['processor']}, "
@@ -44,10 +45,7 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
             add_row(case["problem"]["name"], *["-"] * (len(COLUMNS) - 1))
         for row in lines:
             add_row(row.problem.name if row is lines[0] else "", *results.cells(row))
-    width = console.width
-    console.width = max(width, NARROWEST)
-    console.print(table, highlight=False, crop=False)
-    console.width = width
+    _print_whole(table, console)
     console.print(
         "speed-up: how many times faster than the best peer at the same number of threads, and, once a problem, our "
         "best over the best of all;\nmedian of the ratios of interleaved rounds (95 % bootstrap interval). of roof: "
@@ -57,11 +55,22 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
     )
     if show_roof:
         _print_roof(record, console)
+    if any("memory" in case for case in record["cases"]):
+        _print_memory(record, console)
+    _print_summary(record, console)
     if record["environment"]["load"] > BUSY:
         load = record["environment"]["load"]
         console.print(f"The machine was busy at the start (load {load}): do not quote these figures.", highlight=False)
     for remark in results.remarks(record):
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table that needs some width even where the terminal has less: then lines wrap."""
+    width = console.width
+    console.width = max(width, NARROWEST)
+    console.print(table, highlight=False, crop=False)
+    console.width = width
 
 
 def _print_roof(record: Mapping[str, Any], console: Console) -> None:
@@ -79,11 +88,43 @@ def _print_roof(record: Mapping[str, Any], console: Console) -> None:
             for number, (name, seconds) in enumerate(parts.items()):
                 head = (row.problem.name, str(row.threads)) if number == 0 else ("", "")
                 table.add_row(*head, name, results.format_seconds(seconds))
-            total = sum(parts.values())
-            table.add_row("", "", "sum, and our time", f"{results.format_seconds(total)} of "
-                          f"{results.format_seconds(row.seconds)}")  # fmt: skip
+            total = f"{results.format_seconds(sum(parts.values()))} of {results.format_seconds(row.seconds)}"
+            table.add_row("", "", "sum, and our time", f"{total}, {row.of_roof:.0%}")
     console.print(table, highlight=False)
     for case in record["cases"]:
         for key, rate in (results.best_rates(case) or {}).items():
             if key.startswith("cell"):
                 console.print(f"{case['problem']['name']}: {key}: {1e9 / rate:.2f} ns a vector", highlight=False)
+
+
+def _print_memory(record: Mapping[str, Any], console: Console) -> None:
+    table = Table(title="memory of a training step", title_justify="left", box=None, pad_edge=False,
+                  header_style="bold")  # fmt: skip
+    table.add_column("problem", no_wrap=True)
+    for head in results.MEMORY_HEADS:
+        table.add_column(head, justify="right")
+    for case in record["cases"]:
+        if "memory" in case:
+            for row in results.memory_rows(case):
+                table.add_row(row.problem.name, *results.memory_cells(row))
+    _print_whole(table, console)
+    console.print(
+        "computed: what grows with T; gates to between layers are kept until backward. measured: by how much a fresh "
+        "process grows.\nrest: the peak without all that is computed (packed weights, their gradients, workspaces); it "
+        "may not grow with T.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _print_summary(record: Mapping[str, Any], console: Console) -> None:
+    lines = results.summary(record)
+    if not lines:
+        return
+    table = Table(title="summary of the judged problems, our best number of threads over each peer's best",
+                  title_justify="left", box=None, pad_edge=False, show_header=False)  # fmt: skip
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, figures in lines:
+        table.add_row(what, escape(figures))
+    _print_whole(table, console)

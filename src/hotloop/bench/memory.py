@@ -1,0 +1,148 @@
+"""What training keeps until backward, as computed, and by how much a process grows, as measured.
+
+`python -m hotloop.bench.memory PROBLEM THREADS` measures one training step in a process of its own and says, in bytes,
+by how much the process has grown after the forward pass and at its peak. What is computed grows with T; the rest
+(packed weights, their gradients, workspaces) must not, which two lengths show.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import functional
+from .._contract import CELLS
+from .check import Inputs, is_stack, make_inputs, make_layer
+from .problems import Problem
+from .processes import WorkerProcess, candidate_environment
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+_DISABLE_HUGE_PAGES = 41  # of prctl: a page of 2 MiB counts whole, wherever one byte of it was touched
+
+
+def grows(problem: Problem) -> dict[str, int]:
+    """Compute the bytes of all that a training step holds and that grows with T.
+
+    Parameters
+    ----------
+    problem : Problem
+
+    Returns
+    -------
+    dict
+        "gates", "c" and "output", which every layer and direction keeps until backward, the output of all layers but
+        the last being "between layers"; and, of backward, "gradients of sequences": those of x, which every direction
+        computes apart, and of the sequence between two layers, where there are several.
+    """
+    cell = CELLS[problem.cell_key]
+    step = problem.batch_size * problem.itemsize * problem.seq_len
+    unit = step * problem.directions * problem.hidden_size
+    below = problem.num_layers - 1
+    gradients = step * problem.directions * problem.input_size
+    if below:
+        # While the lowest layer runs, what the layer above passed down is held beside its own; higher up there are
+        # no gradients of x yet, but two of sequences between layers where there are three layers.
+        between = unit * problem.directions
+        gradients = max(gradients + between, 2 * between if below > 1 else between)
+    return {
+        "gates": cell.saved * unit * problem.num_layers,
+        "c": unit * problem.num_layers if cell.has_c else 0,
+        "output": unit,
+        "between layers": unit * below,
+        "gradients of sequences": gradients,
+    }
+
+
+NAMES = ("gates", "c", "output", "between layers", "gradients of sequences")  # of `grows`
+KEPT = ("gates", "c", "output", "between layers")  # of these: until backward
+
+
+def lengths(problem: Problem) -> tuple[Problem, Problem]:
+    """Return the problem, and the same at twice its length."""
+    return problem, replace(problem, seq_len=2 * problem.seq_len)
+
+
+def measure(problem: Problem, threads: int, isa: str | None = None) -> dict[str, Any]:
+    """Measure a training problem at both `lengths`, each in a fresh process.
+
+    Returns
+    -------
+    dict
+        "threads", and "runs": for each length "seq_len", "forward" (by how much the process has grown when forward is
+        done) and "peak" (by how much at most).
+
+    Raises
+    ------
+    processes.WorkerError
+        There is no way to measure on this system, or the process died.
+    """
+    runs = []
+    for one in lengths(problem):
+        arguments = ["hotloop.bench.memory", json.dumps(one.as_dict()), str(threads)]
+        worker = WorkerProcess(arguments, candidate_environment("hotloop", threads, isa))
+        try:
+            runs.append({"seq_len": one.seq_len, **worker.greet()})
+        finally:
+            worker.close()
+    return {"threads": threads, "runs": runs}
+
+
+def _status(key: str) -> int:
+    """Read a line of /proc/self/status, in bytes."""
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"{_STATUS} has no {key}")
+
+
+def _forward(problem: Problem, inputs: Inputs, threads: int) -> tuple[Any, Callable[..., Any]]:
+    if is_stack(problem):
+        return make_layer(problem, inputs).vjp(inputs.x, threads=threads)
+    (weights,) = inputs.recurrences
+    found: tuple[Any, Callable[..., Any]] = getattr(functional, f"{problem.cell}_vjp")(
+        inputs.x, *weights, threads=threads
+    )
+    return found
+
+
+def growth(problem: Problem, threads: int) -> dict[str, int]:
+    """Run a training step in this process; return the growth after forward, and at the peak.
+
+    A step of the same sizes and T = 1 goes before it, so that code, threads and the interpreter's own memory are there.
+    """
+    libc = ctypes.CDLL(None)
+    libc.prctl(_DISABLE_HUGE_PAGES, 1, 0, 0, 0)
+    inputs, short = make_inputs(problem), replace(problem, seq_len=1)
+    small = make_inputs(short)
+    for _ in range(2):
+        _, vjp = _forward(short, small, threads)
+        vjp(small.grad_output)
+    del vjp
+    gc.collect()
+    with suppress(AttributeError):  # another libc
+        libc.malloc_trim(0)  # memory that was free before would be used without the process growing
+    _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+    before = _status("VmRSS")
+    _results, vjp = _forward(problem, inputs, threads)
+    forward = _status("VmRSS") - before
+    _gradients = vjp(inputs.grad_output)
+    return {"forward": forward, "peak": _status("VmHWM") - before}
+
+
+def main() -> None:
+    """Measure what the command line names; the answer is a line as a worker writes it."""
+    problem, threads = Problem.from_dict(json.loads(sys.argv[1])), int(sys.argv[2])
+    print(json.dumps({"ok": growth(problem, threads)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
