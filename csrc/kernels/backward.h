@@ -57,6 +57,19 @@ HOTLOOP_INLINE void cell_backward(const BackwardStep<T>& step, int64_t H, int64_
   if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(step.carry + row * H + unit, carry);
 }
 
+// Asks for what the cell will read of a row, while the product before it runs: it was saved long ago and comes from memory.
+template <class Cell, int NB, class T>
+HOTLOOP_INLINE void prefetch_cell(const BackwardStep<T>& step, int64_t H, int64_t row, int64_t unit) {
+  for (int b = 0; b < NB; ++b) {
+    const int64_t at = unit + b * kLanes<T>;
+    for (int s = 0; s < Cell::kSaved; ++s) prefetch(step.gates + (row * Cell::kSaved + s) * H + at);
+    if (step.grad_output != nullptr) prefetch(step.grad_output + row * step.grad_output_row + at);
+    if constexpr (Cell::kBackwardReadsH) prefetch(step.h + row * step.h_row + at);
+    if constexpr (Cell::kCarriesH) prefetch(step.h_prev + row * step.h_prev_row + at);
+    if constexpr (Cell::kHasC) prefetch(step.c_prev + row * step.c_prev_row + at);
+  }
+}
+
 // dh = dG of the step after * weight_hh (+ what bypassed weight_hh), and the cell's derivative on it.
 template <class Cell, int MR, int NB, class T>
 HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight_hh, int64_t H, int64_t row,
@@ -66,6 +79,9 @@ HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight
   Vector<T> acc[MR][NB] = {};
   const T* next[MR];
   for (int r = 0; r < MR; ++r) next[r] = step.next + (row + r) * step.row_stride;
+  if (step.gradients != nullptr) {
+    for (int r = 0; r < MR; ++r) prefetch_cell<Cell, NB>(step, H, row + r, block * kL);
+  }
   multiply<MR, NB, 1>(acc, next, weight_hh + block * depth * kL, depth * kL, depth);
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;

@@ -114,6 +114,9 @@ HOTLOOP_INLINE void store(T* to, Vector<T> value) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
 }
 
+// To L2, for reading. Anything may be asked for: nothing faults.
+HOTLOOP_INLINE void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+
 // a * b + c. Fused where the ISA can; every multiply-add of the kernels is written with it, since -ffp-contract=off
 // keeps the compiler from fusing the same formula here and not there.
 template <class V>
