@@ -79,10 +79,9 @@ HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight
   Vector<T> acc[MR][NB] = {};
   const T* next[MR];
   for (int r = 0; r < MR; ++r) next[r] = step.next + (row + r) * step.row_stride;
-  if (step.gradients != nullptr) {
-    for (int r = 0; r < MR; ++r) prefetch_cell<Cell, NB>(step, H, row + r, block * kL);
-  }
-  multiply<MR, NB, 1>(acc, next, weight_hh + block * depth * kL, depth * kL, depth);
+  multiply<MR, NB, 1>(acc, next, weight_hh + block * depth * kL, depth * kL, depth, [&](int r) HOTLOOP_LAMBDA {
+    if (step.gradients != nullptr) prefetch_cell<Cell, NB>(step, H, row + r, block * kL);
+  });
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;
     const Part<T> part(H - unit);

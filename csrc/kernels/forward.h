@@ -102,6 +102,21 @@ struct ForwardStep {
   const T* c_prev;  // [B, H] contiguous but for the zero row
   int64_t c_prev_row;
   T* c;
+  // Where the projection of a later step and what this cell keeps of the next one will be written, or null.
+  const T *later_gates, *next_h, *next_c;
+
+  // Asks for these lines of a row, units from `unit` on: they were written long ago, if ever, and come from memory.
+  template <class Cell, int NB>
+  HOTLOOP_INLINE void ask(int64_t H, int64_t row, int64_t unit) const {
+    for (int b = 0; b < NB; ++b) {
+      const int64_t at = unit + b * kLanes<T>;
+      if (later_gates != nullptr) {
+        for (int s = 0; s < Cell::kSaved; ++s) prefetch(later_gates + row * gates_row + s * H + at);
+      }
+      if (next_h != nullptr) prefetch(next_h + row * h_row + at);
+      if (next_c != nullptr) prefetch(next_c + row * H + at);
+    }
+  }
 };
 
 // The first pass of a cell that takes two: the gates that multiply h, and the reset h.
@@ -157,7 +172,8 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
     }
   }
   const T* const weight = kSecond ? packed.weight_reset : packed.weight_hh;
-  multiply<MR, NB, G>(acc, operand, weight + block * H * G * kL, H * G * kL, H);
+  multiply<MR, NB, G>(acc, operand, weight + block * H * G * kL, H * G * kL, H,
+                      [&](int r) HOTLOOP_LAMBDA { step.template ask<Cell, NB>(H, row + r, block * kL); });
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;
     const Part<T> part(H - unit);
@@ -409,6 +425,9 @@ struct ForwardRows {
       step.c_prev = s > 0 ? (args.c ? c.at(s - 1, first) : c_n + first * H) : c0 ? c0 + first * H : run.zeros;
       step.c_prev_row = s > 0 || c0 ? H : 0;
     }
+    step.later_gates = S > 0 && args.gates && s + run.chunk < args.seq_len ? gates.at(s + run.chunk, first) : nullptr;
+    step.next_h = s + 1 < args.seq_len ? output.at(s + 1, first) : nullptr;
+    step.next_c = Cell::kHasC && args.c && s + 1 < args.seq_len ? c.at(s + 1, first) : nullptr;
     slice.descending = s % 2 != 0;
     if constexpr (kPasses == 2) {
       if (pass == 0) {
