@@ -31,26 +31,28 @@ HOTLOOP_INLINE void multiply(Vector<T> (&result)[MR][NB * G], const T* const (&a
   for (int row = 0; row < MR; ++row) {
     ask(row);
     for (const int64_t end = depth * (row + 1) / MR; k < end; ++k) {
-    const T* const at = w + k * G * kL;
-    if constexpr ((MR + 1) * NV + 1 <= HOTLOOP_REGISTERS) {
-      Vector<T> weight[NV];
-      unroll<NV>([&](auto v)
-                     HOTLOOP_LAMBDA { weight[v.value] = load(at + v.value / G * block_stride + v.value % G * kL); });
-      unroll<MR>([&](auto r) HOTLOOP_LAMBDA {
-        const Vector<T> value = splat(a[r.value][k]);
+      const T* const at = w + k * G * kL;
+      if constexpr ((MR + 1) * NV + 1 <= HOTLOOP_REGISTERS) {
+        Vector<T> weight[NV];
         unroll<NV>([&](auto v)
-                       HOTLOOP_LAMBDA { acc[r.value][v.value] = fma(value, weight[v.value], acc[r.value][v.value]); });
-      });
-    } else {  // as for 3 x 4 of 16 registers: 12 accumulators, 3 broadcasts, one weight at a time
-      Vector<T> value[MR];
-      unroll<MR>([&](auto r) HOTLOOP_LAMBDA { value[r.value] = splat(a[r.value][k]); });
-      unroll<NV>([&](auto v) HOTLOOP_LAMBDA {
-        const Vector<T> weight = load(at + v.value / G * block_stride + v.value % G * kL);
-        unroll<MR>([&](auto r)
-                       HOTLOOP_LAMBDA { acc[r.value][v.value] = fma(value[r.value], weight, acc[r.value][v.value]); });
-      });
+                       HOTLOOP_LAMBDA { weight[v.value] = load(at + v.value / G * block_stride + v.value % G * kL); });
+        unroll<MR>([&](auto r) HOTLOOP_LAMBDA {
+          const Vector<T> value = splat(a[r.value][k]);
+          unroll<NV>([&](auto v) HOTLOOP_LAMBDA {
+            acc[r.value][v.value] = fma(value, weight[v.value], acc[r.value][v.value]);
+          });
+        });
+      } else {  // as for 3 x 4 of 16 registers: 12 accumulators, 3 broadcasts, one weight at a time
+        Vector<T> value[MR];
+        unroll<MR>([&](auto r) HOTLOOP_LAMBDA { value[r.value] = splat(a[r.value][k]); });
+        unroll<NV>([&](auto v) HOTLOOP_LAMBDA {
+          const Vector<T> weight = load(at + v.value / G * block_stride + v.value % G * kL);
+          unroll<MR>([&](auto r) HOTLOOP_LAMBDA {
+            acc[r.value][v.value] = fma(value[r.value], weight, acc[r.value][v.value]);
+          });
+        });
+      }
     }
-  }
   }
   unroll<MR * NV>([&](auto i) HOTLOOP_LAMBDA { result[i.value / NV][i.value % NV] = acc[i.value / NV][i.value % NV]; });
 }
