@@ -50,12 +50,13 @@ void pause_a_while(Random& random) {
   if (choice == 2) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
-// One to five threads, again and again new ones, do something with random numbers of their own until the time is over.
+// One thread and two to five in turn, each time new ones, do something with random numbers of their own until the time is
+// over. One alone always gets the pool.
 void on_several_threads(double seconds, uint64_t seed, const std::function<void(Random&)>& something) {
   const auto until = Clock::now() + std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
   for (uint64_t round = 0; round < 5 || Clock::now() < until; ++round) {
     std::vector<std::thread> callers;
-    for (uint64_t i = 0; i < round % 5 + 1; ++i) {
+    for (uint64_t i = 0; i < (round % 2 == 0 ? 1 : 2 + round / 2 % 4); ++i) {
       callers.emplace_back([&, number = seed * 1000003 + round * 5 + i] {
         Random random(number);
         const auto stop = std::min(until, Clock::now() + std::chrono::milliseconds(100));
@@ -80,22 +81,21 @@ struct Task {
 
 void count_and_work(void* context, int index, int count) {
   Task& task = *static_cast<Task*>(context);
-  check(count == static_cast<int>(task.seen.size()), "parallel", "a task gets its own context and count");
-  task.seen[static_cast<size_t>(index)] += 1;
+  task.seen[static_cast<size_t>(index)] += count == static_cast<int>(task.seen.size()) ? 1 : 1000;
   volatile int64_t turns = index % 3 == 0 ? task.work : 0;
   while (turns > 0) turns = turns - 1;
   if (std::this_thread::get_id() != task.caller) elsewhere += 1;
 }
 
 void run_tasks(Random& random) {
-  constexpr int64_t kCounts[] = {2, 2, 2, 3, 4, 7, 1, 300};
-  for (uint64_t burst = random.bits() % 50; burst > 0; --burst) {
+  constexpr int64_t kCounts[] = {2, 2, 2, 3, 2, 7, 1, 30};
+  for (uint64_t burst = random.bits() % 500; burst > 0; --burst) {
     const auto count = kCounts[random.bits() % 8];
     Task task{std::vector<int64_t>(static_cast<size_t>(count)), std::this_thread::get_id(),
               static_cast<int64_t>(random.bits() % 300)};
     hotloop::parallel(static_cast<int>(count), count_and_work, &task);
     check(std::all_of(task.seen.begin(), task.seen.end(), [](int64_t times) { return times == 1; }), "parallel",
-          "every index is run once, before the return");
+          "every index is run once, with its own context and count, before the return");
     tasks += 1;
   }
   pause_a_while(random);
@@ -147,18 +147,13 @@ void add(Group& group, const Problem& p, bool is_float) {
 // rows and few, where threads can share only the units of a step; many rows; two directions; unlike ones together.
 std::vector<Group> groups() {
   const Problem kAlone[] = {
-      {HOTLOOP_LSTM, 110, 1, 3, 128},
-      {HOTLOOP_GRU, 40, 1, 5, 256},
-      {HOTLOOP_LSTM, 9, 1, 8, 512},
-      {HOTLOOP_RNN_TANH, 60, 1, 1, 300},
-      {HOTLOOP_GRU_RESET_BEFORE, 60, 1, 2, 200},
-      {HOTLOOP_LSTM, 40, 4, 7, 128},
-      {HOTLOOP_GRU, 50, 4, 16, 129},
-      {HOTLOOP_LSTM, 50, 8, 9, 96},
-      {HOTLOOP_GRU_RESET_BEFORE, 40, 8, 4, 100},
-      {HOTLOOP_RNN_RELU, 80, 8, 20, 128},
+      {HOTLOOP_LSTM, 110, 1, 3, 128},     {HOTLOOP_LSTM, 9, 1, 8, 512},
+      {HOTLOOP_GRU, 40, 1, 5, 200},       {HOTLOOP_RNN_TANH, 60, 1, 1, 300},
+      {HOTLOOP_GRU, 40, 1, 5, 256},       {HOTLOOP_GRU_RESET_BEFORE, 60, 1, 2, 150},
+      {HOTLOOP_LSTM, 40, 4, 7, 128},      {HOTLOOP_GRU, 50, 4, 16, 129},
+      {HOTLOOP_LSTM, 50, 8, 9, 96},       {HOTLOOP_GRU_RESET_BEFORE, 40, 8, 4, 100},
+      {HOTLOOP_RNN_RELU, 80, 8, 20, 128}, {HOTLOOP_LSTM, 9, 300, 6, 20},
       {HOTLOOP_GRU, 40, 33, 11, 50},
-      {HOTLOOP_LSTM, 9, 300, 6, 20},
   };
   std::vector<Group> all;
   for (const Problem& p : kAlone) {
