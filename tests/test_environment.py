@@ -208,32 +208,7 @@ def test_a_broken_native_module_is_no_reason_to_fall_back_in_silence(run_python,
     assert "numpy backend" not in done.stderr
 
 
-# Forks and threads
-
-
-@pytest.mark.parametrize("child_threads", [1, 2])
-def test_fork(run_python, isa, tests_folder, child_threads):
-    """Parent and child go on computing after the pool was in use; a hang ends in the time limit."""
-    code = CALLS + f"""
-import os
-from cases import assert_same_bits
-case = Case("lstm", "float32", 60, 16, 40, 64)
-want = train(case, threads=2)
-for _ in range(3):
-    child = os.fork()
-    if child == 0:
-        try:
-            for _ in range(3):
-                assert_same_bits(train(case, threads={child_threads}), want)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    assert_same_bits(train(case, threads=2), want)
-    assert os.waitpid(child, 0)[1] == 0
-    assert_same_bits(train(case, threads=2), want)
-"""  # fmt: skip
-    run_python(code, tests_folder, HOTLOOP_ISA=isa, timeout=60)
+# Forks and threads; how they hold under load is for test_pool.py
 
 
 def test_a_forked_child_starts_threads_of_its_own(run_python, best_isa, tests_folder):
@@ -254,37 +229,6 @@ assert os.waitpid(child, 0)[1] == 0
     run_python(code, tests_folder, timeout=60)
 
 
-def test_fork_in_the_middle_of_calls(run_python, best_isa, tests_folder):
-    """Another thread is computing on the pool while this one forks."""
-    code = CALLS + """
-import os, threading
-from cases import assert_same_bits
-case = Case("gru", "float32", 60, 16, 40, 64)
-want = train(case, threads=2)
-stop = threading.Event()
-
-def compute():
-    while not stop.is_set():
-        train(case, threads=2)
-
-thread = threading.Thread(target=compute)
-thread.start()
-for _ in range(10):
-    child = os.fork()
-    if child == 0:
-        try:
-            assert_same_bits(train(case, threads=2), want)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-stop.set()
-thread.join()
-"""  # fmt: skip
-    run_python(code, tests_folder, timeout=60)
-
-
 def test_several_python_threads(variant):
     """Four threads at once, each with the pool or without it: the bits of one after the other."""
     cases = [Case(cell, "float32", 40, 8, 20, 48) for cell in CELLS]
@@ -299,18 +243,6 @@ def test_several_python_threads(variant):
         serial = [train(case) for case in cases]
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(work, range(4)))
-
-
-def test_exit_while_a_thread_computes(run_python, best_isa, tests_folder):
-    """The interpreter ends in peace with the pool asleep, spinning, or at work in a daemon thread."""
-    for last in ("", "threading.Thread(target=lambda: [train(case) for _ in range(1000)], daemon=True).start()"):
-        code = CALLS + f"""
-import threading
-case = Case("lstm", "float32", 60, 16, 40, 64)
-train(case, threads=2)
-{last}
-"""  # fmt: skip
-        assert run_python(code, tests_folder, timeout=60).stderr == ""
 
 
 def test_signals_are_left_to_the_programs_threads(run_python, best_isa, tests_folder):

@@ -1,0 +1,414 @@
+// A call through the C ABI: a problem, its data, arrays of exactly their sizes, and what came back. For the programs of this
+// folder.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "hotloop.h"
+
+namespace native_tests {
+
+struct Cell {
+  const char* name;
+  int64_t gates, saved;
+  bool has_c;
+};
+constexpr Cell kCells[] = {
+    {"rnn_tanh", 1, 0, false}, {"rnn_relu", 1, 0, false},         {"lstm", 4, 4, true},
+    {"gru", 3, 4, false},      {"gru_reset_before", 3, 3, false},
+};
+static_assert(sizeof kCells / sizeof *kCells == HOTLOOP_CELL_COUNT, "a cell without a line here");
+
+// Which biases and states there are, which gradients come from above and which are wanted: sets of these.
+enum : unsigned { kBiasIh = 1, kBiasHh = 2, kH0 = 4, kC0 = 8, kAllInputs = 15 };
+enum : unsigned { kOutput = 1, kHn = 2, kCn = 4, kAllUpstream = 7 };
+enum : unsigned { kX = 1, kWih = 2, kWhh = 4, kBih = 8, kBhh = 16, kAllWanted = 31 };
+enum Layout { kTimeMajor, kBatchFirst, kPadded, kFromTheEnd, kLayouts };
+
+struct Problem {
+  int cell;
+  int64_t T, B, I, H;
+  bool reverse = false;
+  unsigned inputs = kAllInputs, upstream = kAllUpstream, wanted = kAllWanted;
+  Layout layout = kTimeMajor;
+
+  const Cell& facts() const { return kCells[cell]; }
+  int64_t rows() const { return facts().gates * H; }
+};
+
+inline std::string describe(const Problem& p, size_t type_bytes) {
+  char text[200];
+  snprintf(text, sizeof text, "%s %s float%d T%d B%d I%d H%d%s inputs=%u upstream=%u wanted=%u layout=%d",
+           hotloop_isa(), p.facts().name, static_cast<int>(type_bytes * 8), static_cast<int>(p.T),
+           static_cast<int>(p.B), static_cast<int>(p.I), static_cast<int>(p.H), p.reverse ? " reverse" : "", p.inputs,
+           p.upstream, p.wanted, static_cast<int>(p.layout));
+  return text;
+}
+
+inline std::atomic<int64_t> passed{0}, failed{0};  // several threads check
+
+inline void check(bool right, const std::string& what, const char* rule) {
+  if (right) {
+    ++passed;
+  } else {
+    ++failed;
+    fprintf(stderr, "FAILED: %s: %s\n", what.c_str(), rule);
+  }
+}
+
+inline void expect(int32_t status, int32_t wanted, const std::string& what) {
+  check(status == wanted, what + ": " + hotloop_status_string(status), hotloop_status_string(wanted));
+}
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t bits() {  // splitmix64
+    uint64_t z = state_ += 0x9e3779b97f4a7c15;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+  }
+  double uniform(double bound) { return bound * (static_cast<double>(bits() >> 11) * 0x1p-52 - 1); }
+
+ private:
+  uint64_t state_;
+};
+
+// Memory of exactly so many bytes, the last of them the last of the block; it starts as NaN. The start is that of a cache
+// line or some elements further, so that no kernel may count on more than an element's alignment.
+class Block {
+ public:
+  Block() = default;
+  Block(size_t bytes, size_t offset) : bytes_(bytes), offset_(offset) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, bytes + offset) != 0) abort();
+    memory_.reset(memory);
+    memset(memory, 0xff, bytes + offset);
+  }
+  char* data() const { return static_cast<char*>(memory_.get()) + offset_; }
+  size_t size() const { return bytes_; }
+
+ private:
+  std::unique_ptr<void, void (*)(void*)> memory_{nullptr, free};
+  size_t bytes_ = 0, offset_ = 0;
+};
+
+template <class T>
+class Array : public Block {
+ public:
+  Array() = default;
+  explicit Array(int64_t count) : Block(static_cast<size_t>(count) * sizeof(T), next_offset()) {}
+  explicit Array(const std::vector<T>& values) : Array(static_cast<int64_t>(values.size())) {
+    if (!values.empty()) memcpy(data(), values.data(), size());
+  }
+  T* at(int64_t index) const { return reinterpret_cast<T*>(data()) + index; }
+  std::vector<T> values() const { return std::vector<T>(at(0), at(static_cast<int64_t>(size() / sizeof(T)))); }
+
+ private:
+  static size_t next_offset() {
+    static thread_local size_t turn = 0;
+    return ++turn % 3 * sizeof(T);
+  }
+};
+
+// [T, B, width] in one of the layouts.
+template <class T>
+class Sequence {
+ public:
+  Sequence() = default;
+  Sequence(const Problem& p, int64_t width, Layout layout) : T_(p.T), B_(p.B), width_(width) {
+    const int64_t row = layout == kPadded ? width + 3 : width;
+    stride_t = layout == kBatchFirst ? row : B_ * row + (layout == kPadded ? 5 : 0);
+    stride_b = layout == kBatchFirst ? T_ * row : row;
+    array_ = Array<T>(T_ * B_ == 0 ? 0 : (T_ - 1) * stride_t + (B_ - 1) * stride_b + width);
+    first_ = 0;
+    if (layout == kFromTheEnd && B_ > 0) {
+      first_ = (T_ - 1) * stride_t;
+      stride_t = -stride_t;
+    }
+  }
+  T* start() const { return array_.at(first_); }
+  void fill(const std::vector<T>& dense) const {
+    each([&](T* row, size_t index) { memcpy(row, &dense[index], static_cast<size_t>(width_) * sizeof(T)); });
+  }
+  std::vector<T> values() const {
+    std::vector<T> dense(static_cast<size_t>(T_ * B_ * width_));
+    each([&](const T* row, size_t index) { memcpy(&dense[index], row, static_cast<size_t>(width_) * sizeof(T)); });
+    return dense;
+  }
+  // Nothing but the rows was written: every other byte is as it was.
+  bool padding_is_untouched() const {
+    std::vector<char> seen(array_.data(), array_.data() + array_.size());
+    each([&](const T* row, size_t) {
+      const size_t from = static_cast<size_t>(reinterpret_cast<const char*>(row) - array_.data());
+      memset(&seen[from], 0xff, static_cast<size_t>(width_) * sizeof(T));
+    });
+    for (const char byte : seen) {
+      if (byte != static_cast<char>(0xff)) return false;
+    }
+    return true;
+  }
+
+  int64_t stride_t = 0, stride_b = 0;
+
+ private:
+  template <class F>
+  void each(F&& f) const {
+    for (int64_t t = 0; t < T_; ++t) {
+      for (int64_t b = 0; b < B_; ++b) {
+        f(array_.at(first_ + t * stride_t + b * stride_b), static_cast<size_t>((t * B_ + b) * width_));
+      }
+    }
+  }
+
+  Array<T> array_;
+  int64_t T_ = 0, B_ = 0, width_ = 0, first_ = 0;
+};
+
+// The inputs of a problem and its gradients from above, dense, and what comes back, dense.
+template <class T>
+struct Data {
+  std::vector<T> x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, grad_output, grad_h_n, grad_c_n;
+};
+template <class T>
+struct Results {
+  std::vector<T> output, h_n, c_n, gates, c, x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0;
+};
+
+template <class T>
+std::vector<T> random_values(Random& random, int64_t count, double bound) {
+  std::vector<T> values(static_cast<size_t>(count));
+  for (T& value : values) value = static_cast<T>(static_cast<float>(random.uniform(bound)));  // the same in both types
+  return values;
+}
+
+template <class T>
+Data<T> random_inputs(const Problem& p) {
+  Random random(
+      static_cast<uint64_t>((((p.T * 64 + p.B) * 64 + p.I) * 64 + p.H) * 16 + p.cell * int64_t{2} + p.reverse));
+  const double bound = 1 / sqrt(static_cast<double>(p.H));
+  Data<T> data;
+  data.x = random_values<T>(random, p.T * p.B * p.I, 1.7);
+  data.weight_ih = random_values<T>(random, p.rows() * p.I, bound);
+  data.weight_hh = random_values<T>(random, p.rows() * p.H, bound);
+  data.bias_ih = random_values<T>(random, p.rows(), bound);
+  data.bias_hh = random_values<T>(random, p.rows(), bound);
+  data.h0 = random_values<T>(random, p.B * p.H, 1);
+  data.c0 = random_values<T>(random, p.B * p.H, 1);
+  data.grad_output = random_values<T>(random, p.T * p.B * p.H, 1);
+  data.grad_h_n = random_values<T>(random, p.B * p.H, 1);
+  data.grad_c_n = random_values<T>(random, p.B * p.H, 1);
+  return data;
+}
+
+// The arrays of one recurrence, with the struct that points to them.
+struct Call {
+  hotloop_backward_args args{};
+  virtual ~Call() = default;
+};
+
+enum Mode { kInference, kPacked, kTraining };
+
+template <class T>
+class CallOf : public Call {
+ public:
+  CallOf(const Problem& p, const Data<T>& data, Mode mode) : p_(p) {
+    const Cell& cell = p.facts();
+    hotloop_forward_args& f = args.forward;
+    f.cell = p.cell;
+    f.dtype = std::is_same_v<T, float> ? HOTLOOP_FLOAT32 : HOTLOOP_FLOAT64;
+    f.reverse = p.reverse;
+    f.seq_len = p.T;
+    f.batch_size = p.B;
+    f.input_size = p.I;
+    f.hidden_size = p.H;
+    x_ = Sequence<T>(p, p.I, p.layout);
+    x_.fill(data.x);
+    f.x = x_.start();
+    f.x_stride_t = x_.stride_t;
+    f.x_stride_b = x_.stride_b;
+    f.weight_ih = weight(data.weight_ih);
+    f.weight_hh = weight(data.weight_hh);
+    if (p.inputs & kBiasIh) f.bias_ih = weight(data.bias_ih);
+    if (p.inputs & kBiasHh) f.bias_hh = weight(data.bias_hh);
+    if (p.inputs & kH0) f.h0 = input(data.h0);
+    if (p.inputs & kC0 && cell.has_c) f.c0 = input(data.c0);
+    output_ = Sequence<T>(p, p.H, p.layout);
+    f.output = output_.start();
+    f.output_stride_t = output_.stride_t;
+    f.output_stride_b = output_.stride_b;
+    f.h_n = result(h_n_, p.B * p.H);
+    if (cell.has_c) f.c_n = result(c_n_, p.B * p.H);
+    if (mode == kPacked) pack();
+    if (mode != kTraining) return;
+
+    if (cell.saved > 0) f.gates = result(gates_, p.T * p.B * cell.saved * p.H);
+    if (cell.has_c) f.c = result(c_, p.T * p.B * p.H);
+    if (p.upstream & kOutput) {
+      grad_output_ = Sequence<T>(p, p.H, p.layout);
+      grad_output_.fill(data.grad_output);
+      args.grad_output = grad_output_.start();
+      args.grad_output_stride_t = grad_output_.stride_t;
+      args.grad_output_stride_b = grad_output_.stride_b;
+    }
+    if (p.upstream & kHn) args.grad_h_n = input(data.grad_h_n);
+    if (p.upstream & kCn && cell.has_c) args.grad_c_n = input(data.grad_c_n);
+    if (p.wanted & kX) {
+      grad_x_ = Sequence<T>(p, p.I, p.layout);
+      args.grad_x = grad_x_.start();
+      args.grad_x_stride_t = grad_x_.stride_t;
+      args.grad_x_stride_b = grad_x_.stride_b;
+    }
+    if (p.wanted & kWih) args.grad_weight_ih = result(grad_weight_ih_, p.rows() * p.I);
+    if (p.wanted & kWhh) args.grad_weight_hh = result(grad_weight_hh_, p.rows() * p.H);
+    if (p.wanted & kBih) args.grad_bias_ih = result(grad_bias_ih_, p.rows());
+    if (p.wanted & kBhh) args.grad_bias_hh = result(grad_bias_hh_, p.rows());
+    args.grad_h0 = result(grad_h0_, p.B * p.H);
+    if (cell.has_c) args.grad_c0 = result(grad_c0_, p.B * p.H);
+  }
+
+  Results<T> results() const {
+    const bool padding = output_.padding_is_untouched() && grad_x_.padding_is_untouched();
+    check(padding, describe(p_, sizeof(T)), "padding is not written");
+    Results<T> r;
+    r.output = output_.values();
+    r.h_n = h_n_.values();
+    r.c_n = c_n_.values();
+    r.gates = gates_.values();
+    r.c = c_.values();
+    r.x = grad_x_.values();
+    r.weight_ih = grad_weight_ih_.values();
+    r.weight_hh = grad_weight_hh_.values();
+    r.bias_ih = grad_bias_ih_.values();
+    r.bias_hh = grad_bias_hh_.values();
+    r.h0 = grad_h0_.values();
+    r.c0 = grad_c0_.values();
+    return r;
+  }
+
+ private:
+  const T* input(const std::vector<T>& values) { return inputs_.emplace_back(values).at(0); }
+  const T* weight(const std::vector<T>& values) { return weights_.emplace_back(values).at(0); }
+
+  static T* result(Array<T>& array, int64_t count) {
+    array = Array<T>(count);
+    return array.at(0);
+  }
+
+  // From here on the weights are in one block, and those it was made from are gone.
+  void pack() {
+    hotloop_forward_args& f = args.forward;
+    const int64_t bytes = hotloop_packed_bytes(&f);
+    packed_ = Block(static_cast<size_t>(bytes), 0);
+    expect(hotloop_pack(&f, packed_.data(), bytes), HOTLOOP_OK, describe(p_, sizeof(T)) + ": pack");
+    f.packed = packed_.data();
+    f.weight_ih = f.weight_hh = f.bias_ih = f.bias_hh = nullptr;
+    weights_.clear();
+  }
+
+  Problem p_;
+  std::vector<Array<T>> weights_, inputs_;
+  Block packed_;
+  Sequence<T> x_, output_, grad_output_, grad_x_;
+  Array<T> h_n_, c_n_, gates_, c_;
+  Array<T> grad_weight_ih_, grad_weight_hh_, grad_bias_ih_, grad_bias_hh_, grad_h0_, grad_c0_;
+};
+
+// Runs them in one call and a workspace of exactly the bytes asked for, at an odd address, until all is done. Returns how
+// often it came back before the end.
+inline int64_t run(const std::vector<Call*>& calls, bool backward, int32_t threads, const std::string& what) {
+  const int64_t count = static_cast<int64_t>(calls.size());
+  std::vector<hotloop_forward_args> forward_args;
+  std::vector<hotloop_backward_args> backward_args;
+  for (const Call* call : calls) {
+    forward_args.push_back(call->args.forward);
+    backward_args.push_back(call->args);
+  }
+  const int64_t bytes = backward ? hotloop_backward_workspace(backward_args.data(), count, threads)
+                                 : hotloop_forward_workspace(forward_args.data(), count, threads);
+  check(bytes >= 0, what, "a workspace has a size");
+  const Block workspace(bytes < 0 ? 0 : static_cast<size_t>(bytes), 1);
+  int64_t early = 0;
+  for (;; ++early) {
+    const int32_t status = backward ? hotloop_backward(backward_args.data(), count, threads, workspace.data(), bytes)
+                                    : hotloop_forward(forward_args.data(), count, threads, workspace.data(), bytes);
+    if (status == HOTLOOP_AGAIN) continue;
+    expect(status, HOTLOOP_OK, what);
+    break;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const auto index = static_cast<size_t>(i);
+    const int64_t cursor = backward ? backward_args[index].cursor : forward_args[index].cursor;
+    check(cursor == calls[index]->args.forward.seq_len, what, "the cursor is at the end");
+  }
+  return early;
+}
+
+template <class T>
+Results<T> compute(const Problem& p, const Data<T>& data, Mode mode, int32_t threads = 1) {
+  const std::string what = describe(p, sizeof(T));
+  CallOf<T> call(p, data, mode);
+  run({&call}, false, threads, what);
+  if (mode == kTraining) run({&call}, true, threads, what);
+  return call.results();
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T>
+bool finite(const std::vector<T>& values) {
+  for (const T value : values) {
+    if (!isfinite(value)) return false;
+  }
+  return true;
+}
+
+// Every array of a set of results, in turn; arrays of two sets side by side.
+template <class T>
+using Member = std::vector<T> Results<T>::*;
+template <class T>
+constexpr Member<T> kForwardResults[] = {&Results<T>::output, &Results<T>::h_n, &Results<T>::c_n};
+template <class T>
+constexpr Member<T> kSaved[] = {&Results<T>::gates, &Results<T>::c};
+template <class T>
+constexpr Member<T> kSequenceGradients[] = {&Results<T>::x, &Results<T>::h0, &Results<T>::c0};
+template <class T>
+constexpr Member<T> kWeightGradients[] = {&Results<T>::weight_ih, &Results<T>::weight_hh, &Results<T>::bias_ih,
+                                          &Results<T>::bias_hh};
+
+template <class T, size_t N>
+bool same_bits(const Results<T>& a, const Results<T>& b, const Member<T> (&members)[N]) {
+  for (const Member<T> member : members) {
+    if (!same_bits(a.*member, b.*member)) return false;
+  }
+  return true;
+}
+
+template <class T>
+bool all_same_bits(const Results<T>& a, const Results<T>& b) {
+  return same_bits(a, b, kForwardResults<T>) && same_bits(a, b, kSaved<T>) && same_bits(a, b, kSequenceGradients<T>) &&
+         same_bits(a, b, kWeightGradients<T>);
+}
+
+template <class T>
+bool all_finite(const Results<T>& r) {
+  return finite(r.output) && finite(r.h_n) && finite(r.c_n) && finite(r.gates) && finite(r.c) && finite(r.x) &&
+         finite(r.weight_ih) && finite(r.weight_hh) && finite(r.bias_ih) && finite(r.bias_hh) && finite(r.h0) &&
+         finite(r.c0);
+}
+
+}  // namespace native_tests
