@@ -271,34 +271,35 @@ class _Layers:
         self, x: Any, state: Any, lengths: Any, resets: Any, threads: Any, *, out: Any, training: bool, seed: int | None
     ) -> tuple[Array, Any, _Stack]:
         prepared, given = self._prepared, x
+        dtype, hidden_size, directions = self._dtype, self._hidden_size, self._directions
         x, layout = check_sequence(
-            x, self._input_size, self._dtype, batch_first=self._batch_first, lengths=lengths, resets=resets
+            x, self._input_size, dtype, batch_first=self._batch_first, lengths=lengths, resets=resets
         )
         seq_len, batch_size, _ = x.shape
         check_size(prepared.weights[0][0], seq_len, batch_size, training)
         h0, c0 = self._states(state, batch_size, layout.unbatched, copy=training)
-        shape = (seq_len, batch_size, self._directions * self._hidden_size)
+        shape = (seq_len, batch_size, directions * hidden_size)
         features = "2*hidden_size" if self._bidirectional else "hidden_size"
         inputs: dict[str, Any] = {} if out is None else {"x": given} | prepared.parameters
         if out is not None and state is not None:
             inputs |= dict(zip(("h0", "c0"), state, strict=True)) if self._cell.has_c else {"h0": state}
-        output, last = make_output(out, layout, shape, features, self._dtype, inputs)
-        states = (self._num_layers * self._directions, batch_size, self._hidden_size)
-        h_n = np.empty(states, self._dtype)
-        c_n = np.empty(states, self._dtype) if self._cell.has_c else None
+        output, last = make_output(out, layout, shape, features, dtype, inputs)
+        states = (self._num_layers * directions, batch_size, hidden_size)
+        h_n = np.empty(states, dtype)
+        c_n = np.empty(states, dtype) if self._cell.has_c else None
         backend, count = _backend.active(), _backend.threads_of(threads)
         packed = None if training else prepared.packed(backend)
         stack = _Stack(layout, [], [], seed)
         for layer, weights in enumerate(prepared.weights):
             top = layer == self._num_layers - 1
-            sequence = last if top else _memory.empty(shape, self._dtype)
+            sequence = last if top else _memory.empty(shape, dtype)
             recurrences = []
             for direction, halves in enumerate(weights):
-                index, column = layer * self._directions + direction, direction * self._hidden_size
+                index, column = layer * directions + direction, direction * hidden_size
                 recurrences.append(
                     make_forward(
                         halves, x, None if h0 is None else h0[index], None if c0 is None else c0[index],
-                        sequence[:, :, column : column + self._hidden_size], h_n[index],
+                        sequence[:, :, column : column + hidden_size] if directions > 1 else sequence, h_n[index],
                         None if c_n is None else c_n[index], reverse=direction == 1, training=training,
                         packed=None if packed is None else packed[layer][direction],
                     )
