@@ -38,6 +38,8 @@ class Call {
     most_shares_ = threads_ / greatest_common_divisor(threads_, (int)(count % threads_));
   }
 
+  int threads() const { return threads_; }
+
   // Each recurrence has as much of the workspace as the largest needs.
   int64_t workspace_each() const {
     int64_t most = 0;
@@ -168,6 +170,14 @@ int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int thread
 
 int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads) {
   return Call<const hotloop_backward_args>(args, count, threads).workspace_each();
+}
+
+bool is_short(const hotloop_forward_args* args, int64_t count) {
+  return Call<const hotloop_forward_args>(args, count, 2).threads() == 1;
+}
+
+bool is_short(const hotloop_backward_args* args, int64_t count) {
+  return Call<const hotloop_backward_args>(args, count, 2).threads() == 1;
 }
 
 int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace) {

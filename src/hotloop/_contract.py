@@ -399,6 +399,7 @@ class Layout(NamedTuple):
 
 
 _LAYOUTS = {(first, unbatched): Layout(first, unbatched) for first in (False, True) for unbatched in (False, True)}
+TIME_MAJOR = _LAYOUTS[False, False]  # as backends see them: nothing to turn
 
 
 def check_size(weights: Weights, seq_len: int, batch_size: int, training: bool) -> None:
@@ -425,11 +426,12 @@ def check_sequence(
         raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
     batch_first = check_flag("batch_first", batch_first)
     x = as_array("x", x, dtype)
-    layout = _LAYOUTS[batch_first, x.ndim == 2]
+    layout = TIME_MAJOR if x.ndim == 3 and not batch_first else _LAYOUTS[batch_first, x.ndim == 2]
     if x.ndim not in (2, 3):
         dims = "(batch_size, seq_len, input_size)" if batch_first else "(seq_len, batch_size, input_size)"
         raise ValueError(f"x: expected {dims} or (seq_len, input_size), got {x.ndim} dimensions {x.shape}")
-    x = layout.time_major(x)
+    if layout is not TIME_MAJOR:
+        x = layout.time_major(x)
     seq_len, _, features = x.shape
     if features != input_size:
         raise ValueError(f"x: expected input_size = {input_size} (columns of weight_ih), got {features}")
@@ -438,24 +440,27 @@ def check_sequence(
     return _with_unit_feature_stride(x), layout
 
 
-def make_output(
+def make_output(layout: Layout, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """The output as the caller sees it, and as backends fill it, [T, B, *]: `shape`."""
+    if layout is TIME_MAJOR:
+        output = _memory.empty(shape, dtype)
+        return output, output
+    output = _memory.empty(layout.shape(*shape), dtype)
+    return output, layout.time_major(output)
+
+
+def check_output(
     out: Any,
     layout: Layout,
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int],
     features: str,
     dtype: np.dtype[Any],
     inputs: Mapping[str, Array | None],
 ) -> tuple[Array, Array]:
-    """The output as the caller sees it, `out` if that is given, and as backends can fill it, [T, B, *].
-
-    `shape` is that of the second, `features` its last size in words. Where the two do not share memory,
-    `finish_output` copies.
-    """
-    outer = layout.shape(*shape)
-    if out is None:
-        out = _memory.empty(outer, dtype)
-        return out, layout.time_major(out)
-    check_out(out, layout.rule(features), outer, dtype, inputs)
+    """The same for an `out` that the caller gave; `features` is the last size of `shape` in words. Where the two do not
+    share memory, `finish_output` copies.
+    """  # fmt: skip
+    check_out(out, layout.rule(features), layout.shape(*shape), dtype, inputs)
     view = layout.time_major(out)
     return out, view if _runs_in_place(view) else np.empty(shape, dtype)
 
@@ -515,11 +520,13 @@ def check_forward(
     check_size(weights, seq_len, batch_size, training)
     h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
     c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
-    inputs: Mapping[str, Any] = {}
-    if out is not None:
+    shape = (seq_len, batch_size, hidden_size)
+    if out is None:
+        output, view = make_output(layout, shape, dtype)
+    else:
         parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)
         inputs = dict(zip(("x", "h0", "c0", *PARAMETERS), (*given, *parameters), strict=True))
-    output, view = make_output(out, layout, (seq_len, *state), "hidden_size", dtype, inputs)
+        output, view = check_output(out, layout, shape, "hidden_size", dtype, inputs)
     c_n = np.empty(state, dtype) if weights.cell.has_c else None
     args = make_forward(weights, x, h0, c0, view, np.empty(state, dtype), c_n, reverse=reverse,
                         training=training, packed=packed)  # fmt: skip

@@ -30,6 +30,7 @@ _CELLS = {
 }
 _DTYPES = {np.dtype(np.float32): lib.HOTLOOP_FLOAT32, np.dtype(np.float64): lib.HOTLOOP_FLOAT64}
 _AGAIN = lib.HOTLOOP_AGAIN
+_SHORT = 1 << 16  # bytes of workspace for a call that may be short
 
 
 def isas() -> tuple[str, ...]:
@@ -144,18 +145,21 @@ def _set_backward(target: Any, args: Backward) -> None:
     target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
 
 
-def _run(workspace_size: Any, function: Any, targets: Any, count: int, threads: int) -> None:
-    # Never more than the process may run on; asked once a call, since that may change in the middle of it.
-    if threads > 1:
-        threads = min(threads, lib.hotloop_processors())
-    size = workspace_size(targets, count, threads)
-    workspace = _workspace(size)
-    address = _from_buffer(workspace)
-    # Between two slices of a long call the interpreter sees Ctrl-C.
-    while (status := function(targets, count, threads, address, size)) == _AGAIN:
+def _run(workspace_size: Any, run: Any, run_short: Any, targets: Any, count: int, threads: int) -> None:
+    # Most calls that are short can be done at once. Between two slices of a long one the interpreter sees Ctrl-C.
+    workspace = _from_buffer(np.empty(_SHORT, np.uint8))
+    while (status := run_short(targets, count, workspace, _SHORT)) == _AGAIN:
         pass
-    if status:
-        _fail(status)
+    if status:  # it is not short, or something is wrong with it
+        # Never more than the process may run on; asked once a call, since that may change in the middle of it.
+        if threads > 1:
+            threads = min(threads, lib.hotloop_processors())
+        size = workspace_size(targets, count, threads)
+        workspace = _from_buffer(_workspace(size))
+        while (status := run(targets, count, threads, workspace, size)) == _AGAIN:
+            pass
+        if status:
+            _fail(status)
 
 
 def forward(recurrences: Sequence[Forward], threads: int) -> None:
@@ -164,14 +168,14 @@ def forward(recurrences: Sequence[Forward], threads: int) -> None:
     )
     for index, args in enumerate(recurrences):
         _set_forward(targets[index], args)
-    _run(lib.hotloop_forward_workspace, lib.hotloop_forward, targets, len(recurrences), threads)
+    _run(lib.hotloop_forward_workspace, lib.hotloop_forward, lib.hotloop_forward_short, targets, len(recurrences), threads)
 
 
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
     targets = ffi.new(_BACKWARD, [(_head(args.forward.weights),) for args in recurrences])
     for index, args in enumerate(recurrences):
         _set_backward(targets[index], args)
-    _run(lib.hotloop_backward_workspace, lib.hotloop_backward, targets, len(recurrences), threads)
+    _run(lib.hotloop_backward_workspace, lib.hotloop_backward, lib.hotloop_backward_short, targets, len(recurrences), threads)
 
 
 def pack(weights: Weights) -> Packed:
