@@ -424,14 +424,17 @@ def check_sequence(
         raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
     if resets is not None:
         raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
-    batch_first = check_flag("batch_first", batch_first)
+    if batch_first is not False:
+        batch_first = check_flag("batch_first", batch_first)
     x = as_array("x", x, dtype)
-    layout = TIME_MAJOR if x.ndim == 3 and not batch_first else _LAYOUTS[batch_first, x.ndim == 2]
-    if x.ndim not in (2, 3):
+    if x.ndim == 3 and not batch_first:
+        layout = TIME_MAJOR
+    elif x.ndim in (2, 3):
+        layout = _LAYOUTS[batch_first, x.ndim == 2]
+        x = layout.time_major(x)
+    else:
         dims = "(batch_size, seq_len, input_size)" if batch_first else "(seq_len, batch_size, input_size)"
         raise ValueError(f"x: expected {dims} or (seq_len, input_size), got {x.ndim} dimensions {x.shape}")
-    if layout is not TIME_MAJOR:
-        x = layout.time_major(x)
     seq_len, _, features = x.shape
     if features != input_size:
         raise ValueError(f"x: expected input_size = {input_size} (columns of weight_ih), got {features}")
@@ -467,26 +470,23 @@ def check_output(
 
 def make_forward(
     weights: Weights,
+    packed: Any,
+    reverse: bool,
     x: Array,
     h0: Array | None,
     c0: Array | None,
     output: Array,
     h_n: Array,
     c_n: Array | None,
-    *,
-    reverse: bool,
     training: bool,
-    packed: Any = None,
 ) -> Forward:
     """A backend's arguments out of checked ones; allocates what backward will need."""
-    gates = c = None
-    if training:
-        cell, dtype, (seq_len, batch_size, hidden_size) = weights.cell, weights.dtype, output.shape
-        if cell.saved:
-            gates = _memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype)
-        if cell.has_c:
-            c = _memory.empty(output.shape, dtype)
-    # By position: by keyword it takes 0.3 us more.
+    if not training:
+        return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, None)
+    cell, dtype = weights.cell, weights.dtype
+    seq_len, batch_size, hidden_size = output.shape
+    gates = _memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
+    c = _memory.empty((seq_len, batch_size, hidden_size), dtype) if cell.has_c else None
     return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, gates, c)
 
 
@@ -518,8 +518,10 @@ def check_forward(
     seq_len, batch_size, _ = x.shape
     state = (batch_size, hidden_size)
     check_size(weights, seq_len, batch_size, training)
-    h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
-    c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
+    if h0 is not None:
+        h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
+    if c0 is not None:
+        c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
     shape = (seq_len, batch_size, hidden_size)
     if out is None:
         output, view = make_output(layout, shape, dtype)
@@ -528,8 +530,7 @@ def check_forward(
         inputs = dict(zip(("x", "h0", "c0", *PARAMETERS), (*given, *parameters), strict=True))
         output, view = check_output(out, layout, shape, "hidden_size", dtype, inputs)
     c_n = np.empty(state, dtype) if weights.cell.has_c else None
-    args = make_forward(weights, x, h0, c0, view, np.empty(state, dtype), c_n, reverse=reverse,
-                        training=training, packed=packed)  # fmt: skip
+    args = make_forward(weights, packed, reverse, x, h0, c0, view, np.empty(state, dtype), c_n, training)
     return args, output, layout
 
 

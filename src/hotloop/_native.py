@@ -31,6 +31,7 @@ _CELLS = {
 _DTYPES = {np.dtype(np.float32): lib.HOTLOOP_FLOAT32, np.dtype(np.float64): lib.HOTLOOP_FLOAT64}
 _AGAIN = lib.HOTLOOP_AGAIN
 _SHORT = 1 << 16  # bytes of workspace for a call that may be short
+_short_workspaces: list[Any] = []  # those that no call has at the moment
 
 
 def isas() -> tuple[str, ...]:
@@ -86,10 +87,10 @@ def _workspace(size: int) -> Array:
 
 
 def _head(weights: Weights) -> tuple[Any, ...]:
-    """What a struct begins with, in the order of hotloop_decls.h; cffi takes what follows for zero."""
+    """What the struct of one step of one row begins with, in the order of hotloop_decls.h; what follows is zero."""
     bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
     return (
-        _CELLS[weights.cell.name], _DTYPES[weights.dtype], 0, 0, 0, 0, weights.input_size, weights.hidden_size,
+        _CELLS[weights.cell.name], _DTYPES[weights.dtype], 0, 0, 1, 1, weights.input_size, weights.hidden_size,
         _NULL, 0, 0, _from_buffer(weights.weight_ih), _from_buffer(weights.weight_hh),
         _NULL if bias_ih is None else _from_buffer(bias_ih), _NULL if bias_hh is None else _from_buffer(bias_hh),
     )  # fmt: skip
@@ -109,14 +110,14 @@ class Packed:
 
 
 def _set_forward(target: Any, args: Forward) -> None:
-    """What differs from call to call. An assignment takes 0.05 us, so what is zero stays as it is."""
+    """What differs from call to call. An assignment takes 0.05 us, so what the head has right stays as it is."""
     x, output = args.x, args.output
     seq_len, batch_size, _ = x.shape
-    target.seq_len, target.batch_size = seq_len, batch_size
     target.x, target.output, target.h_n = _start(x), _start(output), _from_buffer(args.h_n)
     if args.reverse:
         target.reverse = 1
-    if seq_len > 1 or batch_size > 1:
+    if seq_len != 1 or batch_size != 1:
+        target.seq_len, target.batch_size = seq_len, batch_size
         target.x_stride_t, target.x_stride_b = _strides(x)
         target.output_stride_t, target.output_stride_b = _strides(output)
     if args.h0 is not None:
@@ -145,11 +146,20 @@ def _set_backward(target: Any, args: Backward) -> None:
     target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
 
 
-def _run(workspace_size: Any, run: Any, run_short: Any, targets: Any, count: int, threads: int) -> None:
-    # Most calls that are short can be done at once. Between two slices of a long one the interpreter sees Ctrl-C.
-    workspace = _from_buffer(np.empty(_SHORT, np.uint8))
-    while (status := run_short(targets, count, workspace, _SHORT)) == _AGAIN:
+_FORWARD_CALLS = lib.hotloop_forward_short, lib.hotloop_forward_workspace, lib.hotloop_forward
+_BACKWARD_CALLS = lib.hotloop_backward_short, lib.hotloop_backward_workspace, lib.hotloop_backward
+
+
+def _run(calls: tuple[Any, Any, Any], targets: Any, count: int, threads: int) -> None:
+    run_short, workspace_size, run = calls
+    # Most short calls can be done at once. Between two slices of a long one the interpreter sees Ctrl-C.
+    try:
+        short = _short_workspaces.pop()  # no other thread has it
+    except IndexError:
+        short = _from_buffer(np.empty(_SHORT, np.uint8))
+    while (status := run_short(targets, count, short, _SHORT)) == _AGAIN:
         pass
+    _short_workspaces.append(short)
     if status:  # it is not short, or something is wrong with it
         # Never more than the process may run on; asked once a call, since that may change in the middle of it.
         if threads > 1:
@@ -163,19 +173,21 @@ def _run(workspace_size: Any, run: Any, run_short: Any, targets: Any, count: int
 
 
 def forward(recurrences: Sequence[Forward], threads: int) -> None:
-    targets = ffi.new(
-        _FORWARD, [_head(args.weights) if args.packed is None else args.packed.struct for args in recurrences]
-    )
+    heads = []
+    for args in recurrences:
+        packed = args.packed
+        heads.append(_head(args.weights) if packed is None else packed.struct)
+    targets = ffi.new(_FORWARD, heads)
     for index, args in enumerate(recurrences):
         _set_forward(targets[index], args)
-    _run(lib.hotloop_forward_workspace, lib.hotloop_forward, lib.hotloop_forward_short, targets, len(recurrences), threads)
+    _run(_FORWARD_CALLS, targets, len(heads), threads)
 
 
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
     targets = ffi.new(_BACKWARD, [(_head(args.forward.weights),) for args in recurrences])
     for index, args in enumerate(recurrences):
         _set_backward(targets[index], args)
-    _run(lib.hotloop_backward_workspace, lib.hotloop_backward, lib.hotloop_backward_short, targets, len(recurrences), threads)
+    _run(_BACKWARD_CALLS, targets, len(recurrences), threads)
 
 
 def pack(weights: Weights) -> Packed:

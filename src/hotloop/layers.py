@@ -309,10 +309,10 @@ class _Layers:
                 index, column = layer * directions + direction, direction * hidden_size
                 recurrences.append(
                     make_forward(
-                        halves, x, None if h0 is None else h0[index], None if c0 is None else c0[index],
-                        sequence[:, :, column : column + hidden_size] if directions == 2 else sequence, h_n[index],
-                        None if c_n is None else c_n[index], reverse=direction == 1, training=training,
-                        packed=None if packed is None else packed[layer][direction],
+                        halves, None if packed is None else packed[layer][direction], direction == 1, x,
+                        None if h0 is None else h0[index], None if c0 is None else c0[index],
+                        sequence if directions == 1 else sequence[:, :, column : column + hidden_size], h_n[index],
+                        None if c_n is None else c_n[index], training,
                     )
                 )  # fmt: skip
             backend.forward(recurrences, count)
@@ -324,8 +324,9 @@ class _Layers:
                 stack.outputs.append(sequence)
         if out is not None:
             finish_output(output, last, layout)
-        h_n = layout.state(h_n)
-        return output, h_n if c_n is None else (h_n, layout.state(c_n)), stack
+        if layout.unbatched:
+            h_n, c_n = layout.state(h_n), None if c_n is None else layout.state(c_n)
+        return output, h_n if c_n is None else (h_n, c_n), stack
 
     def __call__(
         self,
