@@ -212,7 +212,7 @@ def _runs_in_place(array: Array) -> bool:
 
 
 def _with_unit_feature_stride(array: Array) -> Array:
-    return array if array.flags.c_contiguous or _runs_in_place(array) else np.ascontiguousarray(array)
+    return array if _runs_in_place(array) else np.ascontiguousarray(array)
 
 
 def _unexpected(name: str, array: Array, rule: str, shape: tuple[int, ...]) -> ValueError:
@@ -404,12 +404,13 @@ TIME_MAJOR = _LAYOUTS[False, False]  # as backends see them: nothing to turn
 
 def check_size(weights: Weights, seq_len: int, batch_size: int, training: bool) -> None:
     """Results whose byte count overflows are refused before NumPy, or a kernel, has to count them."""
-    hidden_size = weights.hidden_size
-    width = hidden_size * (max(weights.cell.saved, 1) if training else 1)
-    if seq_len * batch_size * width * weights.dtype.itemsize > _MOST_BYTES:
+    size = seq_len * batch_size * weights.hidden_size * weights.dtype.itemsize
+    if training:
+        size *= max(weights.cell.saved, 1)
+    if size > _MOST_BYTES:
         raise MemoryError(
             f"x: expected sizes whose results have at most {_MOST_BYTES} bytes, "
-            f"got seq_len, batch_size, hidden_size = {seq_len}, {batch_size}, {hidden_size}"
+            f"got seq_len, batch_size, hidden_size = {seq_len}, {batch_size}, {weights.hidden_size}"
         )
 
 
@@ -440,7 +441,7 @@ def check_sequence(
         raise ValueError(f"x: expected input_size = {input_size} (columns of weight_ih), got {features}")
     if seq_len < 1:
         raise ValueError(f"x: expected seq_len >= 1, got {seq_len}")
-    return _with_unit_feature_stride(x), layout
+    return x if x.flags.c_contiguous else _with_unit_feature_stride(x), layout
 
 
 def make_output(layout: Layout, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]:
