@@ -596,7 +596,6 @@ def make_backward(
     wanted: Container[str],
 ) -> Backward:
     """A backend's arguments out of checked ones; allocates the gradients of those parameters that are wanted."""
-
     weights = forward.weights
     bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
     return Backward(

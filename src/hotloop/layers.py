@@ -415,7 +415,7 @@ class _Layers:
         output, state, stack = self._run(x, state, lengths, resets, threads, out=None, training=True, seed=seed)
         assert stack is not None
         output.flags.writeable = False
-        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._shapes())
+        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._prepared.parameters)
 
         def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> LayerGradients:
             wanted = check_wrt(wrt, ("x", "state", *names))
@@ -445,8 +445,10 @@ class _Layers:
         parameters: dict[str, Array] = {}
         grad_x = None
         # Below the lowest layer of which something is wanted there is nothing to do.
-        found = (int(match["layer"]) for match in map(PARAMETER.fullmatch, wanted) if match)
-        lowest = 0 if wanted & {"x", "state"} else min(found, default=self._num_layers)
+        lowest = 0
+        if not wanted & {"x", "state"}:
+            found = (int(match["layer"]) for match in map(PARAMETER.fullmatch, wanted) if match)
+            lowest = min(found, default=self._num_layers)
         for layer in range(self._num_layers - 1, lowest - 1, -1):
             x = stack.recurrences[layer][0].x
             if layer and stack.seed is not None:
@@ -458,9 +460,10 @@ class _Layers:
                     grads_x.append(_memory.empty(x.shape, dtype))
                 elif "x" in wanted:
                     grads_x.append(_memory.empty(layout.shape(*x.shape), dtype))
+                forward = stack.recurrences[layer][direction]
                 calls.append(
                     make_backward(
-                        replace(stack.recurrences[layer][direction], x=x),
+                        forward if x is forward.x else replace(forward, x=x),
                         None if grad is None else grad[:, :, column : column + self._hidden_size],
                         None if grad_h_n is None else grad_h_n[index],
                         None if grad_c_n is None else grad_c_n[index],
