@@ -1431,8 +1431,8 @@ GLUE = [
     Mutant(
         "native-grad-x-strides",
         "src/hotloop/_native.py",
-        "= _strides(grad_x)",
-        "= _strides(args.forward.x)",
+        "        *_sequence(args.grad_x),",
+        "        _address(args.grad_x), *_strides(args.forward.x),",
         "the gradient of x has the strides of x",
         "tests/test_bitwise.py -k test_strides",
     ),

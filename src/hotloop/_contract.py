@@ -316,6 +316,10 @@ def check_state(
     """
     if state is None:
         return None
+    if type(state) is np.ndarray and state.dtype == dtype and state.shape == shape and not (unbatched or copy):
+        flags = state.flags
+        if flags.c_contiguous and flags.aligned:
+            return state  # what a step is mostly given: seen in 0.18 us, where the rest takes 0.25
     array = as_array(name, state, dtype)
     if unbatched:
         if array.shape != (*shape[:-2], shape[-1]):

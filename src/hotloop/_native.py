@@ -76,6 +76,13 @@ def _strides(sequence: Array) -> tuple[int, int]:
     return strides[0] // size if shape[0] > 1 else 0, strides[1] // size if shape[1] > 1 else 0
 
 
+def _sequence(sequence: Array | None) -> tuple[Any, int, int]:
+    """The three fields of a sequence."""
+    if sequence is None:
+        return _NULL, 0, 0
+    return _from_buffer(sequence) if sequence.flags.c_contiguous else _start(sequence), *_strides(sequence)
+
+
 def _fail(status: int) -> None:
     raise RuntimeError(f"hotloop: {ffi.string(lib.hotloop_status_string(status)).decode()}")
 
@@ -134,18 +141,21 @@ def _set_forward(target: Any, args: Forward) -> None:
         target.c = _from_buffer(args.c)
 
 
-def _set_backward(target: Any, args: Backward) -> None:
-    _set_forward(target.forward, args.forward)
-    if (grad_output := args.grad_output) is not None:
-        target.grad_output = _start(grad_output)
-        target.grad_output_stride_t, target.grad_output_stride_b = _strides(grad_output)
-    if (grad_x := args.grad_x) is not None:
-        target.grad_x = _start(grad_x)
-        target.grad_x_stride_t, target.grad_x_stride_b = _strides(grad_x)
-    target.grad_h_n, target.grad_c_n = _address(args.grad_h_n), _address(args.grad_c_n)
-    target.grad_weight_ih, target.grad_weight_hh = _address(args.grad_weight_ih), _address(args.grad_weight_hh)
-    target.grad_bias_ih, target.grad_bias_hh = _address(args.grad_bias_ih), _address(args.grad_bias_hh)
-    target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
+def _backward_fields(args: Backward) -> tuple[Any, ...]:
+    """The struct but for what `_set_forward` sets, in the order of hotloop_decls.h."""
+    return (
+        _head(args.forward.weights),
+        *_sequence(args.grad_output),
+        _address(args.grad_h_n),
+        _address(args.grad_c_n),
+        *_sequence(args.grad_x),
+        _address(args.grad_weight_ih),
+        _address(args.grad_weight_hh),
+        _address(args.grad_bias_ih),
+        _address(args.grad_bias_hh),
+        _from_buffer(args.grad_h0),
+        _address(args.grad_c0),
+    )
 
 
 _FORWARD_CALLS = lib.hotloop_forward_short, lib.hotloop_forward_workspace, lib.hotloop_forward
@@ -185,9 +195,9 @@ def forward(recurrences: Sequence[Forward], threads: int) -> None:
 
 
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
-    targets = ffi.new(_BACKWARD, [(_head(args.forward.weights),) for args in recurrences])
+    targets = ffi.new(_BACKWARD, [_backward_fields(args) for args in recurrences])
     for index, args in enumerate(recurrences):
-        _set_backward(targets[index], args)
+        _set_forward(targets[index].forward, args.forward)
     _run(_BACKWARD_CALLS, targets, len(recurrences), threads)
 
 
