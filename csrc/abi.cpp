@@ -120,7 +120,7 @@ int64_t workspace_of(const Args* args, int64_t count, int32_t threads) {
 }
 
 template <class Args>
-int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t workspace_bytes) {
+int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t workspace_bytes, bool if_short = false) {
   if (args == nullptr || count < 0 || count > kMaxCount) return HOTLOOP_BAD_ARGUMENT;
   for (int64_t i = 0; i < count; ++i) {
     int status = check_sizes(&hotloop::forward_of(args[i]));
@@ -129,6 +129,7 @@ int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t wor
   }
   if (count == 0) return HOTLOOP_OK;
   threads = clamp_threads(threads);
+  if (if_short && !hotloop::is_short(args, count)) return HOTLOOP_WORKSPACE_TOO_SMALL;
   if (workspace == nullptr || workspace_bytes / count < hotloop::workspace_of(args, count, threads)) {
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
@@ -178,6 +179,14 @@ int32_t hotloop_forward(hotloop_forward_args* args, int64_t count, int32_t threa
 int32_t hotloop_backward(hotloop_backward_args* args, int64_t count, int32_t threads, void* workspace,
                          int64_t workspace_bytes) {
   return run(args, count, threads, workspace, workspace_bytes);
+}
+
+int32_t hotloop_forward_short(hotloop_forward_args* args, int64_t count, void* workspace, int64_t workspace_bytes) {
+  return run(args, count, 1, workspace, workspace_bytes, true);
+}
+
+int32_t hotloop_backward_short(hotloop_backward_args* args, int64_t count, void* workspace, int64_t workspace_bytes) {
+  return run(args, count, 1, workspace, workspace_bytes, true);
 }
 
 int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,

@@ -79,6 +79,11 @@ int32_t hotloop_forward(hotloop_forward_args *args, int64_t count, int32_t threa
 int32_t hotloop_backward(hotloop_backward_args *args, int64_t count, int32_t threads, void *workspace,
                          int64_t workspace_bytes);
 
+/* The same for a call that one thread does soonest, however many there are, and for which the workspace is enough: then
+   nothing has to be asked before it, which is worth 1 us. Any other call is left alone: HOTLOOP_WORKSPACE_TOO_SMALL.   */
+int32_t hotloop_forward_short(hotloop_forward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
+int32_t hotloop_backward_short(hotloop_backward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
+
 /* The same for one recurrence in scalars and pointers, for callers that cannot pass structs. They return when all is
    done, never AGAIN. The workspace is that of `hotloop_*_flat_workspace`, whatever results are wanted. */
 int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,

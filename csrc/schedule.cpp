@@ -41,25 +41,14 @@ class Call {
   Call(Args* args, int64_t count, int threads) : args_(args), count_(count), threads_(threads) {
     // As few shares of each recurrence as give every thread equally many.
     most_shares_ = threads_ / greatest_common_divisor(threads_, (int)(count % threads_));
-    each_ = workspace_each();
+    each_ = most_workspace();
     double ns = 0;
     for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * (double)forward_of(args[i]).seq_len;
     if (ns < (awake(threads) ? kInlineAwakeNs : kInlineNs)) threads_ = most_shares_ = 1;
   }
 
-  // Each recurrence has as much of the workspace as the largest needs, on one thread or on all: what its kernels need, and
-  // then its teams.
-  int64_t workspace_each() const {
-    int64_t most = 0;
-    for (int64_t i = 0; i < count_; ++i) {
-      const Split split = split_of(i);
-      const int64_t bytes = team_offset(i, split) + (split.members > 1 ? split.rows * team_stride(split) : 0);
-      const int64_t alone = phases(i).workspace(args_[i], 1);
-      if (bytes > most) most = bytes;
-      if (alone > most) most = alone;
-    }
-    return (most + 63) / 64 * 64 + 64;
-  }
+  int threads() const { return threads_; }
+  int64_t workspace_each() const { return each_; }
 
   int run(void* workspace) {
     aligned_ = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
@@ -77,6 +66,20 @@ class Call {
   }
 
  private:
+  // Each recurrence has as much of the workspace as the largest needs, on one thread or on all: what its kernels need, and
+  // then its teams.
+  int64_t most_workspace() const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      const Split split = split_of(i);
+      const int64_t bytes = team_offset(i, split) + (split.members > 1 ? split.rows * team_stride(split) : 0);
+      const int64_t alone = phases(i).workspace(args_[i], 1);
+      if (bytes > most) most = bytes;
+      if (alone > most) most = alone;
+    }
+    return (most + 63) / 64 * 64 + 64;
+  }
+
   const Phases<std::remove_const_t<Args>>& phases(int64_t i) const {
     const hotloop_forward_args& forward = forward_of(args_[i]);
     return phases_of(active_table()->types[forward.dtype].cells[forward.cell], args_[i]);
@@ -245,6 +248,14 @@ int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int thread
 
 int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads) {
   return Call<const hotloop_backward_args>(args, count, threads).workspace_each();
+}
+
+bool is_short(const hotloop_forward_args* args, int64_t count) {
+  return Call<const hotloop_forward_args>(args, count, 2).threads() == 1;
+}
+
+bool is_short(const hotloop_backward_args* args, int64_t count) {
+  return Call<const hotloop_backward_args>(args, count, 2).threads() == 1;
 }
 
 int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace) {

@@ -13,6 +13,9 @@ inline const hotloop_forward_args& forward_of(const hotloop_backward_args& args)
 // some 50 ms. Sizes have been checked.
 int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads);
 int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads);
+// Whether one thread does the call soonest, however many there are.
+bool is_short(const hotloop_forward_args* args, int64_t count);
+bool is_short(const hotloop_backward_args* args, int64_t count);
 int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace);
 int run(hotloop_backward_args* args, int64_t count, int threads, void* workspace);
 

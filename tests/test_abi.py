@@ -681,6 +681,29 @@ def test_several_recurrences_the_largest_first(isa):
         assert_same_bits(call.all(), train(call.case))
 
 
+def test_short_calls(call, cell):
+    """They run at once, on a workspace that is just enough; those that are long, or lack a byte, are left alone."""
+    long = Call(Case(cell, "float32", 900, 9, 20, 70))
+    forward, backward = (ffi.addressof(long.forward), 1), (long.struct, 1)
+    assert lib.hotloop_forward_short(*forward, *long.forward_workspace) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+    assert lib.hotloop_backward_short(*backward, *long.backward_workspace) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+    assert (long.forward.cursor, long.struct.cursor, long.untouched()) == (0, 0, True)
+    forward, backward = (ffi.addressof(call.forward), 1), (call.struct, 1)
+    for run, args, (address, size) in (
+        (lib.hotloop_forward_short, forward, call.forward_workspace),
+        (lib.hotloop_backward_short, backward, call.backward_workspace),
+    ):
+        assert run(*args, address, size - 1) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+        assert run(*args, ffi.NULL, size) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+        assert run(ffi.NULL, 1, address, size) == run(args[0], -1, address, size) == lib.HOTLOOP_BAD_ARGUMENT
+        assert run(ffi.NULL, 0, address, size) == lib.HOTLOOP_BAD_ARGUMENT
+        assert run(args[0], 0, ffi.NULL, 0) == lib.HOTLOOP_OK
+    assert call.untouched()
+    assert lib.hotloop_forward_short(*forward, *call.forward_workspace) == lib.HOTLOOP_OK
+    assert lib.hotloop_backward_short(*backward, *call.backward_workspace) == lib.HOTLOOP_OK
+    assert_same_bits(call.all(), train(call.case))
+
+
 @pytest.mark.parametrize("threads", [0, -1, -(2**31)])
 def test_fewer_threads_than_one_are_one(cell, threads, best_isa):
     case = Case(cell, "float32", 40, 9, 20, 70)

@@ -513,6 +513,27 @@ def test_a_layer_in_several_threads_at_once(best_isa, rng):
     assert not failures
 
 
+def test_short_calls_at_once(best_isa, monkeypatch, rng):
+    """A call that begins in the middle of another has a workspace of its own, and both are used again."""
+    native = pytest.importorskip("hotloop._native")
+    layer, x = make("lstm", 5, 6, rng=rng), rng.standard_normal((3, 2, 5), np.float32)
+    want, used = layer(x)[0], []
+    real, *others = native._FORWARD_CALLS
+
+    def run_short(targets, count, workspace, size):
+        used.append(workspace)
+        if len(used) % 3:  # three calls, one in another
+            assert np.array_equal(layer(x)[0], want)
+        return real(targets, count, workspace, size)
+
+    monkeypatch.setattr(native, "_FORWARD_CALLS", (run_short, *others))
+    for _ in range(2):
+        assert np.array_equal(layer(x)[0], want)
+    first, second = used[:3], used[3:]
+    assert len({id(workspace) for workspace in first}) == 3
+    assert {id(workspace) for workspace in first} == {id(workspace) for workspace in second}
+
+
 def test_updates_at_once(best_isa):
     """None is lost, and what is computed with is what state_dict shows."""
     layer = make("gru", 3, 4, 2)

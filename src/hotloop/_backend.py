@@ -138,7 +138,9 @@ def set_num_threads(threads: int) -> None:
 
 def threads_of(threads: Any) -> int:
     """How many threads a call uses that was given `threads=`."""
-    return get_num_threads() if threads is None else check_threads(threads)
+    if threads is not None:
+        return check_threads(threads)
+    return get_num_threads() if _threads is None else _threads
 
 
 @dataclass(frozen=True)

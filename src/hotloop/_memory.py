@@ -9,10 +9,10 @@ respect they are those of np.empty.
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
 from collections import deque
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ _ended: deque[_End] = deque()
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """As np.empty."""
-    size = math.prod(shape) * dtype.itemsize
+    size = prod(shape) * dtype.itemsize
     if size < _LARGE or _most == 0:
         return np.empty(shape, dtype)
     memory = _take(size)

@@ -32,6 +32,8 @@ _CELLS = {
 _DTYPES = {np.dtype(np.float32): lib.HOTLOOP_FLOAT32, np.dtype(np.float64): lib.HOTLOOP_FLOAT64}
 _AGAIN = lib.HOTLOOP_AGAIN
 _BYTE = np.dtype(np.uint8)
+_SHORT = 1 << 16  # bytes of workspace for a call that may be short
+_short_workspaces: list[Any] = []  # those that no call has at the moment
 
 
 def isas() -> tuple[str, ...]:
@@ -58,14 +60,29 @@ if not lib.hotloop_isa():
 
 _FORWARD, _BACKWARD = ffi.typeof("hotloop_forward_args[]"), ffi.typeof("hotloop_backward_args[]")
 _NULL = ffi.NULL
-_from_buffer = ffi.from_buffer
+_from_buffer = ffi.from_buffer  # the address of a contiguous array: 0.1 us, where ctypes.data takes 0.9
 
 
 def _address(array: Array | None) -> Any:
-    if array is None:
-        return _NULL
-    # from_buffer takes 0.15 us and contiguous arrays only, ctypes.data 1 us.
-    return _from_buffer(array) if array.flags.c_contiguous else ffi.cast("void *", array.ctypes.data)
+    return _NULL if array is None else _from_buffer(array)
+
+
+def _start(sequence: Array) -> Any:
+    """The address of a sequence with strides: features lie side by side, so its first row is contiguous."""
+    return _from_buffer(sequence[:1, :1])
+
+
+def _strides(sequence: Array) -> tuple[int, int]:
+    """Strides for time and batch in elements; that of an axis of length 1 may be anything and means nothing."""
+    shape, strides, size = sequence.shape, sequence.strides, sequence.itemsize
+    return strides[0] // size if shape[0] > 1 else 0, strides[1] // size if shape[1] > 1 else 0
+
+
+def _sequence(sequence: Array | None) -> tuple[Any, int, int]:
+    """The three fields of a sequence."""
+    if sequence is None:
+        return _NULL, 0, 0
+    return _from_buffer(sequence) if sequence.flags.c_contiguous else _start(sequence), *_strides(sequence)
 
 
 def _fail(status: int) -> None:
@@ -78,93 +95,120 @@ def _workspace(size: int) -> Array:
     return _memory.empty((size,), _BYTE)  # fresh pages for the packed weights of LSTM I512 H512 take 1 ms
 
 
-def _set_weights(target: Any, weights: Weights) -> None:
-    target.cell = _CELLS[weights.cell.name]
-    target.dtype = _DTYPES[weights.dtype]
-    target.input_size = weights.input_size
-    target.hidden_size = weights.hidden_size
-    target.weight_ih = _address(weights.weight_ih)
-    target.weight_hh = _address(weights.weight_hh)
-    if weights.bias_ih is not None:  # fields are NULL until they are set
-        target.bias_ih = _address(weights.bias_ih)
-    if weights.bias_hh is not None:
-        target.bias_hh = _address(weights.bias_hh)
+def _head(weights: Weights) -> tuple[Any, ...]:
+    """What the struct of one step of one row begins with, in the order of hotloop_decls.h; what follows is zero."""
+    bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
+    return (
+        _CELLS[weights.cell.name], _DTYPES[weights.dtype], 0, 0, 1, 1, weights.input_size, weights.hidden_size,
+        _NULL, 0, 0, _from_buffer(weights.weight_ih), _from_buffer(weights.weight_hh),
+        _NULL if bias_ih is None else _from_buffer(bias_ih), _NULL if bias_hh is None else _from_buffer(bias_hh),
+    )  # fmt: skip
 
 
-def _strides(sequence: Array) -> tuple[int, int]:
-    """Strides for time and batch in elements; that of an axis of length 1 may be anything and means nothing."""
-    shape, strides, size = sequence.shape, sequence.strides, sequence.itemsize
-    return strides[0] // size if shape[0] > 1 else 0, strides[1] // size if shape[1] > 1 else 0
+class Packed:
+    """Weights as forward reads them, and a struct that is copied for each call with them."""
 
+    def __init__(self, array: Array, struct: Any) -> None:
+        self.array = array
+        self.struct = struct
+        struct.packed = _from_buffer(array)
 
-def _run(workspace_size: Any, function: Any, targets: Any, count: int, threads: int) -> None:
-    # Never more than the process may run on; asked once a call, since that may change in the middle of it.
-    if threads > 1:
-        threads = min(threads, lib.hotloop_processors())
-    size = workspace_size(targets, count, threads)
-    workspace = _workspace(size)
-    address = _address(workspace)
-    # Between two slices of a long call the interpreter sees Ctrl-C.
-    while (status := function(targets, count, threads, address, size)) == _AGAIN:
-        pass
-    if status:
-        _fail(status)
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
 
 
 def _set_forward(target: Any, args: Forward) -> None:
-    _set_weights(target, args.weights)
+    """What differs from call to call. An assignment takes 0.05 us, so what the head has right stays as it is."""
     x, output = args.x, args.output
-    target.reverse = args.reverse
-    target.seq_len, target.batch_size = x.shape[:2]
-    target.x = _address(x)
-    target.x_stride_t, target.x_stride_b = _strides(x)
-    target.output = _address(output)
-    target.output_stride_t, target.output_stride_b = _strides(output)
-    target.h_n = _address(args.h_n)
-    for name in ("h0", "c0", "c_n", "gates", "c"):
-        if (array := getattr(args, name)) is not None:
-            setattr(target, name, _address(array))
+    seq_len, batch_size, _ = x.shape
+    target.x = _from_buffer(x) if x.flags.c_contiguous else _start(x)
+    target.output = _from_buffer(output) if output.flags.c_contiguous else _start(output)
+    target.h_n = _from_buffer(args.h_n)
+    if args.reverse:
+        target.reverse = 1
+    if seq_len != 1 or batch_size != 1:
+        target.seq_len, target.batch_size = seq_len, batch_size
+        target.x_stride_t, target.x_stride_b = _strides(x)
+        target.output_stride_t, target.output_stride_b = _strides(output)
+    if args.h0 is not None:
+        target.h0 = _from_buffer(args.h0)
+    if args.c_n is not None:
+        target.c_n = _from_buffer(args.c_n)
+        if args.c0 is not None:
+            target.c0 = _from_buffer(args.c0)
+    if args.gates is not None:
+        target.gates = _from_buffer(args.gates)
+    if args.c is not None:
+        target.c = _from_buffer(args.c)
+
+
+def _backward_fields(args: Backward) -> tuple[Any, ...]:
+    """The struct but for what `_set_forward` sets, in the order of hotloop_decls.h."""
+    return (
+        _head(args.forward.weights),
+        *_sequence(args.grad_output),
+        _address(args.grad_h_n),
+        _address(args.grad_c_n),
+        *_sequence(args.grad_x),
+        _address(args.grad_weight_ih),
+        _address(args.grad_weight_hh),
+        _address(args.grad_bias_ih),
+        _address(args.grad_bias_hh),
+        _from_buffer(args.grad_h0),
+        _address(args.grad_c0),
+    )
+
+
+_FORWARD_CALLS = lib.hotloop_forward_short, lib.hotloop_forward_workspace, lib.hotloop_forward
+_BACKWARD_CALLS = lib.hotloop_backward_short, lib.hotloop_backward_workspace, lib.hotloop_backward
+
+
+def _run(calls: tuple[Any, Any, Any], targets: Any, count: int, threads: int) -> None:
+    run_short, workspace_size, run = calls
+    # Most short calls can be done at once. Between two slices of a long one the interpreter sees Ctrl-C.
+    try:
+        short = _short_workspaces.pop()  # no other thread has it
+    except IndexError:
+        short = _from_buffer(np.empty(_SHORT, np.uint8))
+    while (status := run_short(targets, count, short, _SHORT)) == _AGAIN:
+        pass
+    _short_workspaces.append(short)
+    if status:  # it is not short, or something is wrong with it
+        # Never more than the process may run on; asked once a call, since that may change in the middle of it.
+        if threads > 1:
+            threads = min(threads, lib.hotloop_processors())
+        size = workspace_size(targets, count, threads)
+        workspace = _from_buffer(_workspace(size))
+        while (status := run(targets, count, threads, workspace, size)) == _AGAIN:
+            pass
+        if status:
+            _fail(status)
 
 
 def forward(recurrences: Sequence[Forward], threads: int) -> None:
     count = len(recurrences)
     targets = ffi.new(_FORWARD, count)
-    for target, args in zip(targets, recurrences, strict=True):
-        _set_forward(target, args)
-        if args.packed is not None:
-            target.packed = _address(args.packed)
-    _run(lib.hotloop_forward_workspace, lib.hotloop_forward, targets, count, threads)
+    for index, args in enumerate(recurrences):
+        packed = args.packed
+        targets[index] = _head(args.weights) if packed is None else packed.struct
+        _set_forward(targets[index], args)
+    _run(_FORWARD_CALLS, targets, count, threads)
 
 
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
-    count = len(recurrences)
-    targets = ffi.new(_BACKWARD, count)
-    for target, args in zip(targets, recurrences, strict=True):
-        _set_backward(target, args)
-    _run(lib.hotloop_backward_workspace, lib.hotloop_backward, targets, count, threads)
+    targets = ffi.new(_BACKWARD, [_backward_fields(args) for args in recurrences])
+    for index, args in enumerate(recurrences):
+        _set_forward(targets[index].forward, args.forward)
+    _run(_BACKWARD_CALLS, targets, len(recurrences), threads)
 
 
-def _set_backward(target: Any, args: Backward) -> None:
-    _set_forward(target.forward, args.forward)
-    if (grad_output := args.grad_output) is not None:
-        target.grad_output = _address(grad_output)
-        target.grad_output_stride_t, target.grad_output_stride_b = _strides(grad_output)
-    if (grad_x := args.grad_x) is not None:
-        target.grad_x = _address(grad_x)
-        target.grad_x_stride_t, target.grad_x_stride_b = _strides(grad_x)
-    target.grad_h_n, target.grad_c_n = _address(args.grad_h_n), _address(args.grad_c_n)
-    target.grad_weight_ih, target.grad_weight_hh = _address(args.grad_weight_ih), _address(args.grad_weight_hh)
-    target.grad_bias_ih, target.grad_bias_hh = _address(args.grad_bias_ih), _address(args.grad_bias_hh)
-    target.grad_h0, target.grad_c0 = _address(args.grad_h0), _address(args.grad_c0)
-
-
-def pack(weights: Weights) -> Array:
-    target = ffi.new("hotloop_forward_args *")
-    _set_weights(target, weights)
+def pack(weights: Weights) -> Packed:
+    target = ffi.new("hotloop_forward_args *", _head(weights))
     size = lib.hotloop_packed_bytes(target)
     buffer = _workspace(size if size < 0 else size + 64)
     start = -buffer.ctypes.data % 64  # a cache line
     packed = buffer[start : start + size]
-    if status := lib.hotloop_pack(target, _address(packed), size):
+    if status := lib.hotloop_pack(target, _from_buffer(packed), size):
         _fail(status)
-    return packed
+    return Packed(packed, target[0])

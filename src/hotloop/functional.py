@@ -30,12 +30,13 @@ from ._contract import (
 
 
 def _run(
-    cell: Cell, x: Any, weights: tuple[Any, Any, Any, Any], h0: Any, c0: Any, *, threads: Any, out: Any = None,
-    **options: Any,
+    cell: Cell, x: Any, weights: tuple[Any, Any, Any, Any], h0: Any, c0: Any, *, training: bool, batch_first: Any,
+    reverse: Any, lengths: Any, resets: Any, threads: Any, out: Any = None,
 ) -> tuple[Forward, Array, Layout]:  # fmt: skip
-    """`options` are those of check_forward."""
-    checked = check_weights(cell, *weights)
-    args, output, layout = check_forward(checked, x, h0, c0, out=out, parameters=weights, **options)
+    args, output, layout = check_forward(
+        check_weights(cell, *weights), x, h0, c0, batch_first=batch_first, reverse=reverse, lengths=lengths,
+        resets=resets, training=training, out=out, parameters=weights,
+    )  # fmt: skip
     _backend.active().forward((args,), _backend.threads_of(threads))
     if out is not None:
         finish_output(output, args.output, layout)

@@ -30,6 +30,7 @@ from ._contract import (
     check_generator,
     check_grad_output,
     check_integer,
+    check_output,
     check_probability,
     check_sequence,
     check_size,
@@ -153,6 +154,10 @@ class _Layers:
     def _directions(self) -> int:
         return 2 if self._bidirectional else 1
 
+    @property
+    def _features(self) -> str:
+        return "2*hidden_size" if self._bidirectional else "hidden_size"
+
     input_size = property(operator.attrgetter("_input_size"), doc="Features of `x`.")
     hidden_size = property(operator.attrgetter("_hidden_size"), doc="Features of h, in each direction.")
     num_layers = property(operator.attrgetter("_num_layers"), doc="Layers, each on the output of the one before.")
@@ -252,68 +257,76 @@ class _Layers:
         with self._lock:  # of two updates at once none is lost
             self._prepare({name: replaced.get(name, array) for name, array in self._prepared.parameters.items()})
 
-    def _states(self, state: Any, batch_size: int, unbatched: bool, copy: bool) -> tuple[Array | None, Array | None]:
-        """h0 and c0, checked, [layers*directions, B, H]."""
-        h0, c0 = state, None
-        if self._cell.has_c and state is not None:
-            if not isinstance(state, (tuple, list)) or len(state) != 2:
-                raise TypeError(f"state: expected (h0, c0), got {_described(state)}")
-            h0, c0 = state
-        elif isinstance(state, tuple) or (isinstance(state, list) and any(hasattr(part, "shape") for part in state)):
-            raise TypeError(f"state: expected h0, an array, got {_described(state)}")
-        shape = (self._num_layers * self._directions, batch_size, self._hidden_size)
+    def _states(
+        self, state: Any, shape: tuple[int, int, int], unbatched: bool, copy: bool
+    ) -> tuple[Array | None, Array | None]:
+        """h0 and c0, checked: `shape`, [layers*directions, B, H]."""
+        dtype = self._dtype
+        if not self._cell.has_c:
+            if isinstance(state, tuple) or (isinstance(state, list) and any(hasattr(part, "shape") for part in state)):
+                raise TypeError(f"state: expected h0, an array, got {_described(state)}")
+            return check_state("h0", state, _STATE_RULE, shape, dtype, unbatched, copy), None
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"state: expected (h0, c0), got {_described(state)}")
+        h0, c0 = state
         return (
-            check_state("h0", h0, _STATE_RULE, shape, self._dtype, unbatched, copy),
-            check_state("c0", c0, _STATE_RULE, shape, self._dtype, unbatched, copy),
+            check_state("h0", h0, _STATE_RULE, shape, dtype, unbatched, copy),
+            check_state("c0", c0, _STATE_RULE, shape, dtype, unbatched, copy),
         )
 
     def _run(
         self, x: Any, state: Any, lengths: Any, resets: Any, threads: Any, *, out: Any, training: bool, seed: int | None
-    ) -> tuple[Array, Any, _Stack]:
+    ) -> tuple[Array, Any, _Stack | None]:
         prepared, given = self._prepared, x
+        cell, dtype, hidden_size, directions = self._cell, self._dtype, self._hidden_size, self._directions
         x, layout = check_sequence(
-            x, self._input_size, self._dtype, batch_first=self._batch_first, lengths=lengths, resets=resets
+            x, self._input_size, dtype, batch_first=self._batch_first, lengths=lengths, resets=resets
         )
         seq_len, batch_size, _ = x.shape
         check_size(prepared.weights[0][0], seq_len, batch_size, training)
-        h0, c0 = self._states(state, batch_size, layout.unbatched, copy=training)
-        shape = (seq_len, batch_size, self._directions * self._hidden_size)
-        features = "2*hidden_size" if self._bidirectional else "hidden_size"
-        inputs: dict[str, Any] = {} if out is None else {"x": given} | prepared.parameters
-        if out is not None and state is not None:
-            inputs |= dict(zip(("h0", "c0"), state, strict=True)) if self._cell.has_c else {"h0": state}
-        output, last = make_output(out, layout, shape, features, self._dtype, inputs)
-        states = (self._num_layers * self._directions, batch_size, self._hidden_size)
-        h_n = np.empty(states, self._dtype)
-        c_n = np.empty(states, self._dtype) if self._cell.has_c else None
+        states = (self._num_layers * directions, batch_size, hidden_size)
+        h0 = c0 = None
+        if state is not None:
+            h0, c0 = self._states(state, states, layout.unbatched, copy=training)
+        shape = (seq_len, batch_size, directions * hidden_size)
+        if out is None:
+            output, last = make_output(layout, shape, dtype)
+        else:
+            inputs = {"x": given} | prepared.parameters
+            if state is not None:
+                inputs |= dict(zip(("h0", "c0"), state, strict=True)) if cell.has_c else {"h0": state}
+            output, last = check_output(out, layout, shape, self._features, dtype, inputs)
+        h_n = np.empty(states, dtype)
+        c_n = np.empty(states, dtype) if cell.has_c else None
         backend, count = _backend.active(), _backend.threads_of(threads)
         packed = None if training else prepared.packed(backend)
-        stack = _Stack(layout, [], [], seed)
+        stack = _Stack(layout, [], [], seed) if training else None
         for layer, weights in enumerate(prepared.weights):
             top = layer == self._num_layers - 1
-            sequence = last if top else _memory.empty(shape, self._dtype)
+            sequence = last if top else _memory.empty(shape, dtype)
             recurrences = []
             for direction, halves in enumerate(weights):
-                index, column = layer * self._directions + direction, direction * self._hidden_size
+                index, column = layer * directions + direction, direction * hidden_size
                 recurrences.append(
                     make_forward(
-                        halves, x, None if h0 is None else h0[index], None if c0 is None else c0[index],
-                        sequence[:, :, column : column + self._hidden_size], h_n[index],
-                        None if c_n is None else c_n[index], reverse=direction == 1, training=training,
-                        packed=None if packed is None else packed[layer][direction],
+                        halves, None if packed is None else packed[layer][direction], direction == 1, x,
+                        None if h0 is None else h0[index], None if c0 is None else c0[index],
+                        sequence if directions == 1 else sequence[:, :, column : column + hidden_size], h_n[index],
+                        None if c_n is None else c_n[index], training,
                     )
                 )  # fmt: skip
             backend.forward(recurrences, count)
             x = sequence if top or seed is None else drop(self._dropout, seed, layer, sequence, _like(sequence))
-            if training:
+            if stack is not None:
                 if layer and seed is not None:  # it can be made again, and is as large as the output it is made of
                     recurrences = [replace(args, x=stack.outputs[-1]) for args in recurrences]
                 stack.recurrences.append(recurrences)
                 stack.outputs.append(sequence)
         if out is not None:
             finish_output(output, last, layout)
-        h_n = layout.state(h_n)
-        return output, h_n if c_n is None else (h_n, layout.state(c_n)), stack
+        if layout.unbatched:
+            h_n, c_n = layout.state(h_n), None if c_n is None else layout.state(c_n)
+        return output, h_n if c_n is None else (h_n, c_n), stack
 
     def __call__(
         self,
@@ -400,8 +413,9 @@ class _Layers:
         elif seed is None:
             seed = int(self._rng.integers(2**63))
         output, state, stack = self._run(x, state, lengths, resets, threads, out=None, training=True, seed=seed)
+        assert stack is not None
         output.flags.writeable = False
-        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._shapes())
+        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._prepared.parameters)
 
         def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> LayerGradients:
             wanted = check_wrt(wrt, ("x", "state", *names))
@@ -423,8 +437,7 @@ class _Layers:
         layout, dtype = stack.layout, self._dtype
         seq_len, batch_size, width = stack.outputs[-1].shape
         shape = (self._num_layers * self._directions, batch_size, self._hidden_size)
-        features = "2*hidden_size" if self._bidirectional else "hidden_size"
-        grad = check_grad_output(grad_output, layout, (seq_len, batch_size, width), features, dtype)
+        grad = check_grad_output(grad_output, layout, (seq_len, batch_size, width), self._features, dtype)
         grad_h_n = check_state("grad_h_n", grad_h_n, _STATE_RULE, shape, dtype, layout.unbatched)
         grad_c_n = check_state("grad_c_n", grad_c_n, _STATE_RULE, shape, dtype, layout.unbatched)
         grad_h0 = np.empty(shape, dtype)
@@ -432,8 +445,10 @@ class _Layers:
         parameters: dict[str, Array] = {}
         grad_x = None
         # Below the lowest layer of which something is wanted there is nothing to do.
-        found = (int(match["layer"]) for match in map(PARAMETER.fullmatch, wanted) if match)
-        lowest = 0 if wanted & {"x", "state"} else min(found, default=self._num_layers)
+        lowest = 0
+        if not wanted & {"x", "state"}:
+            found = (int(match["layer"]) for match in map(PARAMETER.fullmatch, wanted) if match)
+            lowest = min(found, default=self._num_layers)
         for layer in range(self._num_layers - 1, lowest - 1, -1):
             x = stack.recurrences[layer][0].x
             if layer and stack.seed is not None:
@@ -445,9 +460,10 @@ class _Layers:
                     grads_x.append(_memory.empty(x.shape, dtype))
                 elif "x" in wanted:
                     grads_x.append(_memory.empty(layout.shape(*x.shape), dtype))
+                forward = stack.recurrences[layer][direction]
                 calls.append(
                     make_backward(
-                        replace(stack.recurrences[layer][direction], x=x),
+                        forward if x is forward.x else replace(forward, x=x),
                         None if grad is None else grad[:, :, column : column + self._hidden_size],
                         None if grad_h_n is None else grad_h_n[index],
                         None if grad_c_n is None else grad_c_n[index],
