@@ -778,7 +778,7 @@ def test_an_isa_exports_one_symbol(source, level, tmp_path):
         *(
             symbol
             for symbol in undefined
-            if symbol.startswith("hotloop::parallel(") or symbol == "_GLOBAL_OFFSET_TABLE_"
+            if symbol.startswith("hotloop::run_team(") or symbol == "_GLOBAL_OFFSET_TABLE_"
         ),
     }, undefined
 

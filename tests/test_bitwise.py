@@ -33,8 +33,16 @@ from hypothesis import strategies as st
 
 import hotloop._backend
 
-# Small ones, whose last vector and last tile are ragged, and one that is large enough to be split among threads.
-SHAPES = [(7, 5, 3, 1), (9, 13, 5, 17), (5, 9, 20, 40), (20, 33, 24, 72), (60, 2, 40, 100)]  # T, B, I, H
+# Small ones, whose last vector and last tile are ragged; one whose rows threads split, and two whose units they split,
+# of which the last takes several chunks.
+SHAPES = [
+    (7, 5, 3, 1),
+    (9, 13, 5, 17),
+    (5, 9, 20, 40),
+    (20, 33, 24, 72),
+    (60, 2, 40, 100),
+    (300, 1, 5, 130),
+]  # T, B, I, H
 # A reverse sequence is the forward one through negative strides; and the other way around for one shape.
 cases = pytest.mark.parametrize(
     "case",
