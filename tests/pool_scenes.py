@@ -260,7 +260,7 @@ def ctrl_c(runs, function, threads):
 
 
 class Counting:
-    """The native library; counts the calls of its functions that compute."""
+    """The native library; counts the calls of its functions that compute for long."""
 
     def __init__(self, **replaced):
         self.slices, self.library = 0, _native.lib
@@ -284,7 +284,9 @@ def heartbeat(runs, function, threads):
     Prints the longest pause it made in each.
     """
     LONG_DATA.update(LONG.data())
-    _native.lib = counting = Counting()
+    counting = Counting()
+    _native._FORWARD_CALLS = (*_native._FORWARD_CALLS[:2], counting.hotloop_forward)
+    _native._BACKWARD_CALLS = (*_native._BACKWARD_CALLS[:2], counting.hotloop_backward)
     gaps = []
     for _ in range(runs):
         call, last = long_call(function, int(threads))
