@@ -102,10 +102,11 @@ struct ForwardStep {
   const T* c_prev;  // [B, H] contiguous but for the zero row
   int64_t c_prev_row;
   T* c;
-  // Where the projection of a later step and what this cell keeps of the next one will be written, or null.
-  const T *later_gates, *next_h, *next_c;
+  const T* later_gates;  // where the projection of a later step will be written, or null
 
-  // Asks for these lines of a row, units from `unit` on: they were written long ago, if ever, and come from memory.
+  // Asks for its lines of a row, units from `unit` on: they were written long ago, if ever, and come from memory. Not for
+  // those of h: the output may lie on pages that the system has not made yet, where asking took RNN T1000 B1 H128 twice
+  // the time.
   template <class Cell, int NB>
   HOTLOOP_INLINE void ask(int64_t H, int64_t row, int64_t unit) const {
     for (int b = 0; b < NB; ++b) {
@@ -113,8 +114,6 @@ struct ForwardStep {
       if (later_gates != nullptr) {
         for (int s = 0; s < Cell::kSaved; ++s) prefetch(later_gates + row * gates_row + s * H + at);
       }
-      if (next_h != nullptr) prefetch(next_h + row * h_row + at);
-      if (next_c != nullptr) prefetch(next_c + row * H + at);
     }
   }
 };
@@ -426,8 +425,6 @@ struct ForwardRows {
       step.c_prev_row = s > 0 || c0 ? H : 0;
     }
     step.later_gates = S > 0 && args.gates && s + run.chunk < args.seq_len ? gates.at(s + run.chunk, first) : nullptr;
-    step.next_h = s + 1 < args.seq_len ? output.at(s + 1, first) : nullptr;
-    step.next_c = Cell::kHasC && args.c && s + 1 < args.seq_len ? c.at(s + 1, first) : nullptr;
     slice.descending = s % 2 != 0;
     if constexpr (kPasses == 2) {
       if (pass == 0) {
