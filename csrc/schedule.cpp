@@ -133,8 +133,8 @@ class Call {
     for (int members = 1; members <= most_shares_ && members <= blocks; ++members) {
       if (most_shares_ % members != 0) continue;
       const int ranges = rows < most_shares_ / members ? (int)rows : most_shares_ / members;
-      const double of_units = (double)((blocks + members - 1) / members) / (double)blocks;
-      const double of_rows = (double)((rows + ranges - 1) / ranges) / (double)rows;
+      const int64_t most_blocks = (blocks + members - 1) / members, most_rows = (rows + ranges - 1) / ranges;
+      const double of_units = (double)most_blocks / (double)blocks, of_rows = (double)most_rows / (double)rows;
       const double products = step * of_rows * of_units, reading = read * of_units;
       const double ns = (products > reading ? products : reading) + (members > 1 ? kExchangeNs : 0);
       if (members == 1 || ns < least) {
