@@ -14,6 +14,8 @@ using hotloop::KernelTable;
 
 constexpr int kMaxThreads = 256;
 constexpr int64_t kMaxCount = 1 << 20;
+constexpr int64_t kStepWorkspace = 16 * 1024;  // on the stack
+constexpr int64_t kStepRows = 4096;
 // Every array of a call, and the workspace, must be shorter than this. Products of sizes are formed in double, whose
 // rounding is far below the distance to where int64 overflows.
 constexpr double kMaxBytes = 4.0e18 / 16;
@@ -187,6 +189,31 @@ int32_t hotloop_forward_short(hotloop_forward_args* args, int64_t count, void* w
 
 int32_t hotloop_backward_short(hotloop_backward_args* args, int64_t count, void* workspace, int64_t workspace_bytes) {
   return run(args, count, 1, workspace, workspace_bytes, true);
+}
+
+int32_t hotloop_forward_step(const hotloop_forward_args* like, int64_t seq_len, int64_t batch_size, const void* x,
+                             const void* h0, const void* c0, void* output, void* h_n, void* c_n) {
+  const int status = check_weights(like);
+  if (status != HOTLOOP_OK) return status;
+  if (like->packed == nullptr) return HOTLOOP_BAD_ARGUMENT;
+  if (batch_size > kStepRows) return HOTLOOP_WORKSPACE_TOO_SMALL;
+  hotloop_forward_args args = *like;
+  args.seq_len = seq_len;
+  args.batch_size = batch_size;
+  args.x = x;
+  args.x_stride_b = args.input_size;
+  args.x_stride_t = batch_size * args.input_size;
+  args.h0 = h0;
+  args.c0 = c0;
+  args.output = output;
+  args.output_stride_b = args.hidden_size;
+  args.output_stride_t = batch_size * args.hidden_size;
+  args.h_n = h_n;
+  args.c_n = c_n;
+  args.gates = args.c = nullptr;
+  args.cursor = 0;
+  alignas(64) char workspace[kStepWorkspace];
+  return run(&args, 1, 1, workspace, kStepWorkspace, true);
 }
 
 int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,

@@ -84,6 +84,12 @@ int32_t hotloop_backward(hotloop_backward_args *args, int64_t count, int32_t thr
 int32_t hotloop_forward_short(hotloop_forward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
 int32_t hotloop_backward_short(hotloop_backward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
 
+/* One such recurrence forward, for inference, with arrays that lie one after the other: x [T,B,I] and output [T,B,H]
+   contiguous. The rest is as `like` has it, which must hold packed weights. It needs no workspace, and leaves a call alone
+   that is not short or would need more than 16 KiB: HOTLOOP_WORKSPACE_TOO_SMALL.                                       */
+int32_t hotloop_forward_step(const hotloop_forward_args *like, int64_t seq_len, int64_t batch_size, const void *x,
+                             const void *h0, const void *c0, void *output, void *h_n, void *c_n);
+
 /* The same for one recurrence in scalars and pointers, for callers that cannot pass structs. They return when all is
    done, never AGAIN. The workspace is that of `hotloop_*_flat_workspace`, whatever results are wanted. */
 int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,

@@ -704,6 +704,36 @@ def test_short_calls(call, cell):
     assert_same_bits(call.all(), train(call.case))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps(cell, dtype, isa):
+    """One short call with packed weights and no workspace; what is not short, or not packed, is left alone."""
+    case = Case(cell, dtype, 3, 2, 5, 9)
+    want = Call(case)
+    assert want.run_forward() == lib.HOTLOOP_OK
+    like = ffi.new("hotloop_forward_args *", want.forward)
+    arrays = {name: want.results[name] for name in ("output", "h_n", "c_n") if name in want.results}
+    got = {name: np.full(array.shape, np.nan, dtype) for name, array in arrays.items()}
+
+    def step(like, seq_len=3, batch_size=2, x=like.x):
+        results = [ffi.from_buffer(got[name]) if name in got else ffi.NULL for name in ("output", "h_n", "c_n")]
+        return lib.hotloop_forward_step(like, seq_len, batch_size, x, like.h0, like.c0, *results)
+
+    assert step(like) == lib.HOTLOOP_BAD_ARGUMENT  # nothing is packed
+    assert lib.hotloop_forward_step(ffi.NULL, 1, 1, *[ffi.NULL] * 6) == lib.HOTLOOP_BAD_ARGUMENT
+    size = lib.hotloop_packed_bytes(like)
+    memory = np.empty(size + 64, np.uint8)
+    packed = memory[-memory.ctypes.data % 64 :][:size]
+    assert lib.hotloop_pack(like, ffi.from_buffer(packed), size) == lib.HOTLOOP_OK
+    like.packed = ffi.from_buffer(packed)
+    assert step(like, x=ffi.NULL) == step(like, seq_len=0) == step(like, batch_size=-1) == lib.HOTLOOP_BAD_ARGUMENT
+    for many in (4097, 2**31, 2**62, 2**63 - 1):
+        assert step(like, batch_size=many) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+        assert step(like, seq_len=many) in (lib.HOTLOOP_WORKSPACE_TOO_SMALL, lib.HOTLOOP_TOO_LARGE)
+    assert all(np.isnan(array).all() for array in got.values())
+    assert step(like) == lib.HOTLOOP_OK
+    assert_same_bits(got, arrays)
+
+
 @pytest.mark.parametrize("threads", [0, -1, -(2**31)])
 def test_fewer_threads_than_one_are_one(cell, threads, best_isa):
     case = Case(cell, "float32", 40, 9, 20, 70)

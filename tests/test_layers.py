@@ -517,21 +517,66 @@ def test_short_calls_at_once(best_isa, monkeypatch, rng):
     """A call that begins in the middle of another has a workspace of its own, and both are used again."""
     native = pytest.importorskip("hotloop._native")
     layer, x = make("lstm", 5, 6, rng=rng), rng.standard_normal((3, 2, 5), np.float32)
-    want, used = layer(x)[0], []
+    want, used = layer(x)[0], []  # with threads= a call goes the long way
     real, *others = native._FORWARD_CALLS
 
     def run_short(targets, count, workspace, size):
         used.append(workspace)
         if len(used) % 3:  # three calls, one in another
-            assert np.array_equal(layer(x)[0], want)
+            assert np.array_equal(layer(x, threads=1)[0], want)
         return real(targets, count, workspace, size)
 
     monkeypatch.setattr(native, "_FORWARD_CALLS", (run_short, *others))
     for _ in range(2):
-        assert np.array_equal(layer(x)[0], want)
+        assert np.array_equal(layer(x, threads=1)[0], want)
     first, second = used[:3], used[3:]
     assert len({id(workspace) for workspace in first}) == 3
     assert {id(workspace) for workspace in first} == {id(workspace) for workspace in second}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps(cell, dtype, variant, monkeypatch, rng):
+    """What one step of a stream takes, the short way, gives the bits of the long way; what is not for it takes that."""
+    layer = make(cell, 5, 37, dtype=dtype, rng=rng)
+    layer(np.ones((1, 1, 5), dtype))
+    packed_by, step = layer._prepared.step
+    assert packed_by is hotloop._backend.active()
+    taken = []
+
+    def counted(*args):
+        taken.append(step(*args))
+        return taken[-1]
+
+    if step is not None:
+        monkeypatch.setattr(layer._prepared, "step", (packed_by, counted))
+    for seq_len, batch_size in [(1, 1), (1, 3), (4, 1), (3, 2)]:
+        for given in (False, True):
+            x, state, _ = problem(layer, "time_major", rng, batch_size, seq_len)
+            state = state if given else None
+            output, end = layer(x, state)
+            want, want_end = layer(x, state, threads=1)
+            for one, other in zip((output, *states_of(end)), (want, *states_of(want_end)), strict=True):
+                assert np.array_equal(bits(one), bits(other))
+            assert not np.shares_memory(output, states_of(end)[0])
+    assert taken == ([] if step is None else [True] * 8)
+    if step is not None:
+        x, state, _ = problem(layer, "time_major", rng, 2, 3)
+        frozen = x.copy()
+        frozen.flags.writeable = False
+        swapped = x.astype(x.dtype.newbyteorder()) if x.dtype.byteorder == "=" else x
+        with pytest.raises(TypeError, match="x: expected"):
+            layer(swapped)
+        for other in (frozen, x[:, ::-1], np.asfortranarray(x), x[:, 0], x.tolist() if dtype == "float64" else frozen):
+            layer(other)
+        many = np.zeros((1, 2000, 5), dtype)
+        layer(many)
+        assert len(taken) == 8
+        long = np.zeros((200, 1, 5), dtype)
+        assert np.array_equal(bits(layer(long)[0]), bits(layer(long, threads=1)[0]))
+        layer.update(layer.state_dict())
+        layer(x)
+        assert layer._prepared.step[1] is not None
 
 
 def test_updates_at_once(best_isa):

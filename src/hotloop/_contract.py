@@ -121,7 +121,11 @@ class Backend(Protocol):
         """Fill every gradient that is present; read only what forward saved."""
 
     def pack(self, weights: Weights) -> Any:
-        """Prepare weights for many inference calls; None where there is nothing to prepare."""
+        """Prepare weights for many inference calls; None where there is nothing to prepare.
+
+        The result may have a method `step(x, h0, c0, output, h_n, c_n)`: a forward call, not reversed, over contiguous
+        arrays, done at once if it is short. False if it is not; then nothing has been done.
+        """
 
     def description(self) -> str:
         """One word on the variant in use, e.g. the instruction set."""

@@ -34,6 +34,7 @@ _AGAIN = lib.HOTLOOP_AGAIN
 _BYTE = np.dtype(np.uint8)
 _SHORT = 1 << 16  # bytes of workspace for a call that may be short
 _short_workspaces: list[Any] = []  # those that no call has at the moment
+_forward_step = lib.hotloop_forward_step
 
 
 def isas() -> tuple[str, ...]:
@@ -108,14 +109,27 @@ def _head(weights: Weights) -> tuple[Any, ...]:
 class Packed:
     """Weights as forward reads them, and a struct that is copied for each call with them."""
 
-    def __init__(self, array: Array, struct: Any) -> None:
+    def __init__(self, array: Array, like: Any) -> None:
         self.array = array
-        self.struct = struct
-        struct.packed = _from_buffer(array)
+        self.like = like  # a pointer, and what it points to
+        self.struct = like[0]
+        like.packed = _from_buffer(array)
 
     @property
     def nbytes(self) -> int:
         return self.array.nbytes
+
+    def step(
+        self, x: Array, h0: Array | None, c0: Array | None, output: Array, h_n: Array, c_n: Array | None
+    ) -> bool:  # fmt: skip
+        """See `Backend.pack`: 2 us less than `forward`, which is half of what a call of one step takes."""
+        seq_len, batch_size, _ = x.shape
+        status: int = _forward_step(
+            self.like, seq_len, batch_size, _from_buffer(x),
+            _NULL if h0 is None else _from_buffer(h0), _NULL if c0 is None else _from_buffer(c0),
+            _from_buffer(output), _from_buffer(h_n), _NULL if c_n is None else _from_buffer(c_n),
+        )  # fmt: skip
+        return status == 0
 
 
 def _set_forward(target: Any, args: Forward) -> None:
@@ -211,4 +225,4 @@ def pack(weights: Weights) -> Packed:
     packed = buffer[start : start + size]
     if status := lib.hotloop_pack(target, _from_buffer(packed), size):
         _fail(status)
-    return Packed(packed, target[0])
+    return Packed(packed, target)

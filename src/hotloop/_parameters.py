@@ -79,10 +79,13 @@ class Prepared:
         self.parameters = parameters
         self.weights = weights
         self._packed: tuple[Backend | None, list[list[Any]]] = None, []
+        self.step: tuple[Backend | None, Any] = None, None  # of what is one layer in one direction; see Backend.pack
 
     def packed(self, backend: Backend) -> list[list[Any]]:
         packed_by, packed = self._packed
         if packed_by is not backend:
             packed = [[backend.pack(weights) for weights in layer] for layer in self.weights]
             self._packed = backend, packed
+            if len(packed) == len(packed[0]) == 1:
+                self.step = backend, getattr(packed[0][0], "step", None)
         return packed
