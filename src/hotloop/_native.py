@@ -59,6 +59,7 @@ if not lib.hotloop_isa():
     refuse(ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {os.environ['HOTLOOP_ISA']!r}"))
 
 
+_INTEGERS, _BYTES = ffi.typeof("int64_t[]"), ffi.typeof("uint8_t *")
 _FORWARD, _BACKWARD = ffi.typeof("hotloop_forward_args[]"), ffi.typeof("hotloop_backward_args[]")
 _NULL = ffi.NULL
 _from_buffer = ffi.from_buffer  # the address of a contiguous array: 0.1 us, where ctypes.data takes 0.9
@@ -154,7 +155,19 @@ def _set_forward(target: Any, args: Forward) -> None:
     if args.gates is not None:
         target.gates = _from_buffer(args.gates)
     if args.c is not None:
-        target.c = _from_buffer(args.c)
+        target.c, target.c_stride_t, target.c_stride_b = _sequence(args.c)
+    if args.ragged is not None:
+        ragged = args.ragged
+        target.seq_len, target.batch_size = ragged.steps, len(args.h_n)
+        if ragged.offsets is None:
+            target.lengths = _from_buffer(_INTEGERS, ragged.lengths)
+        else:
+            target.offsets = _from_buffer(_INTEGERS, ragged.offsets)
+    if args.resets is not None:
+        resets = args.resets.at
+        target.resets = ffi.cast(_BYTES, _start(resets))
+        target.resets_stride_t, target.resets_stride_b = _strides(resets)
+        target.reset_to_initial = args.resets.initial
 
 
 def _backward_fields(args: Backward) -> tuple[Any, ...]:
@@ -164,6 +177,7 @@ def _backward_fields(args: Backward) -> tuple[Any, ...]:
         *_sequence(args.grad_output),
         _address(args.grad_h_n),
         _address(args.grad_c_n),
+        *_sequence(args.grad_c),
         *_sequence(args.grad_x),
         _address(args.grad_weight_ih),
         _address(args.grad_weight_hh),
