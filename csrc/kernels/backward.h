@@ -27,16 +27,12 @@ struct BackwardStep {
   StepRows<const T> gates;                // S*H
   StepRows<const T> h, h_prev, c, c_prev;
   StepRows<T> dh, carry;
-  // Where an episode begins at this step: the state before it is the initial one.
-  StepRows<const uint8_t> resets;
-  StepRows<const T> h_first, c_first;
-  // Where one begins at the step after: no gradient comes from there. It is that of the initial state, if that is h0.
-  StepRows<const uint8_t> cuts;
-  StepRows<T> dh_first, dc_first;
+  StepRows<const uint8_t> resets, cuts;  // where an episode begins at this step, and at the one after; or none
+  const Episodes<T>* episodes;
 
   HOTLOOP_INLINE bool begins(int64_t row) const { return resets.start != nullptr && *resets[row] != 0; }
-  HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? h_first[row] : h_prev[row]; }
-  HOTLOOP_INLINE const T* c_before(int64_t row) const { return begins(row) ? c_first[row] : c_prev[row]; }
+  HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? episodes->h[row] : h_prev[row]; }
+  HOTLOOP_INLINE const T* c_before(int64_t row) const { return begins(row) ? episodes->c[row] : c_prev[row]; }
 };
 
 // Blocks of dG that the second pass of a step gives, if there is one.
@@ -80,16 +76,12 @@ HOTLOOP_INLINE void prefetch_cell(const BackwardStep<T>& step, int64_t H, int64_
 // An episode begins at the step after: what came from there is of the initial state, and nothing is of this step.
 template <class Cell, class T>
 HOTLOOP_NOINLINE Vector<T> cut(const BackwardStep<T>& step, int64_t row, int64_t unit, Part<T> part, Vector<T> dh) {
-  if (step.dh_first.start != nullptr) {
-    T* const sum = step.dh_first[row] + unit;
-    part.store(sum, part.load(sum) + dh);
-  }
+  const StepRows<T> sums = step.episodes->dh;
+  if (sums.start != nullptr) part.store(sums[row] + unit, part.load(sums[row] + unit) + dh);
   if constexpr (Cell::kHasC) {
+    const StepRows<T> c_sums = step.episodes->dc;
     T* const carry = step.carry[row] + unit;
-    if (step.dc_first.start != nullptr) {
-      T* const sum = step.dc_first[row] + unit;
-      part.store(sum, part.load(sum) + part.load(carry));
-    }
+    if (c_sums.start != nullptr) part.store(c_sums[row] + unit, part.load(c_sums[row] + unit) + part.load(carry));
     part.store(carry, Vector<T>{});
   }
   return Vector<T>{};
@@ -335,7 +327,10 @@ struct BackwardRun {
   }
 
   // The chunk's rows that come before those of step s: steps run from the last to the first.
-  HOTLOOP_INLINE int64_t rows_before(int64_t s) const { return rows_of.steps_from(s + 1) - rows_of.steps_from(s1); }
+  HOTLOOP_INLINE int64_t rows_before(int64_t s) const {
+    if (!rows_of.ragged) return (s1 - 1 - s) * args.forward.batch_size;
+    return rows_of.steps_from(s + 1) - rows_of.steps_from(s1);
+  }
 
   // The recurrence of this chunk for some batch rows, and their rows of the panels.
   void recurrence(const hotloop::Share& share) const {
@@ -501,6 +496,9 @@ struct BackwardRows {
   const Blocks blocks;
   const Sequence<const T> x, output, gates, c, grad_output, grad_c;
   const Sequence<const uint8_t> resets;
+  const StepRows<const T> h_first, c_first;  // the initial state
+  const StepRows<T> dh, carry;
+  const Episodes<T> episodes;
 
   BackwardRows(const BackwardRun<Cell, T>& run, const hotloop::Share& of)
       : run(run),
@@ -516,7 +514,15 @@ struct BackwardRows {
         c(sequence<T>(args.forward.c, args.forward.c_stride_t, run.of_c)),
         grad_output(sequence<T>(args.grad_output, args.grad_output_stride_t, run.of_grad_output)),
         grad_c(sequence<T>(args.grad_c, args.grad_c_stride_t, run.of_grad_c)),
-        resets(sequence<uint8_t>(args.forward.resets, args.forward.resets_stride_t, run.of_resets)) {}
+        resets(sequence<uint8_t>(args.forward.resets, args.forward.resets_stride_t, run.of_resets)),
+        h_first(initial(args.forward.h0)),
+        c_first(initial(args.forward.c0)),
+        dh{static_cast<T*>(args.grad_h0), run.states + share.begin},
+        carry{run.carry, run.states + share.begin},
+        episodes{initial(args.forward.reset_to_initial ? args.forward.h0 : nullptr),
+                 initial(args.forward.reset_to_initial ? args.forward.c0 : nullptr),
+                 {run.dh_first, run.states + share.begin},
+                 {run.dc_first, run.states + share.begin}} {}
 
   // The share's rows of an array that the caller has, in the order of processing.
   template <class E>
@@ -530,16 +536,6 @@ struct BackwardRows {
     return {static_cast<const T*>(state), run.states + share.begin};
   }
 
-  // The rows of step s where an episode begins there in one of the first `count`; or none.
-  HOTLOOP_INLINE StepRows<const uint8_t> resets_at(int64_t s, int64_t count) const {
-    if (resets.start == nullptr) return {};
-    const StepRows<const uint8_t> rows = resets.rows(s);
-    for (int64_t row = 0; row < count; ++row) {
-      if (*rows[row] != 0) return rows;
-    }
-    return {};
-  }
-
   // Of a chunk: its steps from the last, pass by pass, and the first pass of the step before, which leaves dh.
   int64_t stages() const { return (run.s1 - run.s0) * kPasses + 1; }
 
@@ -548,8 +544,7 @@ struct BackwardRows {
   }
 
   HOTLOOP_INLINE void stage(int64_t stage, int member) const {
-    const hotloop_forward_args& f = args.forward;
-    const int64_t H = f.hidden_size, s = run.s1 - 1 - stage / kPasses;
+    const int64_t H = args.forward.hidden_size, s = run.s1 - 1 - stage / kPasses;
     // Rows of this step, and those that come to it from the one after; the others end here, or with the chunk before.
     const int64_t continued = s < run.s1 - 1 ? run.rows_of.active(share, s + 1) : 0;
     const int64_t count = s >= run.s0 ? run.rows_of.active(share, s) : continued;
@@ -557,13 +552,12 @@ struct BackwardRows {
     slice.descending = s % 2 != 0;
     BackwardStep<T> step{};
     step.row_stride = run.row_stride * share.every;
-    step.dh = {static_cast<T*>(args.grad_h0), run.states + share.begin};
-    step.carry = {run.carry, run.states + share.begin};
+    step.dh = dh;
+    step.carry = carry;
+    step.episodes = &episodes;
     if (continued > 0) {
       step.next = run.gradients + (run.rows_before(s + 1) + share.first) * run.row_stride;
-      step.cuts = resets_at(s + 1, continued);
-      if (run.dh_first) step.dh_first = {run.dh_first, run.states + share.begin};
-      if (run.dc_first) step.dc_first = {run.dc_first, run.states + share.begin};
+      step.cuts = resets_at(resets, s + 1, continued);
     }
     if (s >= run.s0) {
       step.gradients = run.gradients + (run.rows_before(s) + share.first) * run.row_stride;
@@ -571,13 +565,11 @@ struct BackwardRows {
       if (args.grad_c) step.grad_c = grad_c.rows(s);
       if constexpr (S > 0) step.gates = gates.rows(s);
       step.h = output.rows(s);
-      step.h_prev = s > 0 ? output.rows(s - 1) : initial(f.h0);
-      step.resets = resets_at(s, count);
-      step.h_first = initial(f.reset_to_initial ? f.h0 : nullptr);
+      step.h_prev = s > 0 ? output.rows(s - 1) : h_first;
+      step.resets = resets_at(resets, s, count);
       if constexpr (Cell::kHasC) {
         step.c = c.rows(s);
-        step.c_prev = s > 0 ? c.rows(s - 1) : initial(f.c0);
-        step.c_first = initial(f.reset_to_initial ? f.c0 : nullptr);
+        step.c_prev = s > 0 ? c.rows(s - 1) : c_first;
       }
     }
     if constexpr (kPasses == 2) {

@@ -65,14 +65,13 @@ struct ForwardStep {
   T* reset_h;             // [B, H] between the two passes
   StepRows<const T> h_prev, c_prev;
   StepRows<T> h, c;
-  StepRows<T> later_gates;  // where the projection of a later step will be written, or none
-  // Where an episode begins, if one does among these rows; there the state is the initial one.
-  StepRows<const uint8_t> resets;
-  StepRows<const T> h_first, c_first;
+  StepRows<T> later_gates;         // where the projection of a later step will be written, or none
+  StepRows<const uint8_t> resets;  // where an episode begins, if one does among these rows
+  const Episodes<T>* episodes;
 
   HOTLOOP_INLINE bool begins(int64_t row) const { return resets.start != nullptr && *resets[row] != 0; }
-  HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? h_first[row] : h_prev[row]; }
-  HOTLOOP_INLINE const T* c_before(int64_t row) const { return begins(row) ? c_first[row] : c_prev[row]; }
+  HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? episodes->h[row] : h_prev[row]; }
+  HOTLOOP_INLINE const T* c_before(int64_t row) const { return begins(row) ? episodes->c[row] : c_prev[row]; }
 
   // Asks for its lines of a row, units from `unit` on: they were written long ago, if ever, and come from memory. Not for
   // those of h: the output may lie on pages that the system has not made yet, where asking took RNN T1000 B1 H128 twice
@@ -311,8 +310,8 @@ struct ForwardRows {
   const Sequence<const T> x;
   const Sequence<T> output, gates, c;
   const Sequence<const uint8_t> resets;
-  const StepRows<const T> h_first, c_first;  // the initial state, and the one after a reset
-  const StepRows<const T> h_reset, c_reset;
+  const StepRows<const T> h_first, c_first;  // the initial state
+  const Episodes<T> episodes;
   const bool keeps;                    // the projection goes where it is kept
   T *const projected, *const reset_h;  // of this share
 
@@ -331,8 +330,10 @@ struct ForwardRows {
         resets(sequence<const uint8_t>(args.resets, args.resets_stride_t, run.of_resets)),
         h_first(initial(args.h0)),
         c_first(initial(args.c0)),
-        h_reset(initial(args.reset_to_initial ? args.h0 : nullptr)),
-        c_reset(initial(args.reset_to_initial ? args.c0 : nullptr)),
+        episodes{initial(args.reset_to_initial ? args.h0 : nullptr),
+                 initial(args.reset_to_initial ? args.c0 : nullptr),
+                 {},
+                 {}},
         keeps(run.keeps_projection(args)),
         projected(run.projected + of.index * run.projected_size),
         reset_h(run.reset_h + of.index * run.reset_h_size) {}
@@ -420,14 +421,8 @@ struct ForwardRows {
         step.c_prev = {before.start, before.places};
       }
     }
-    if (args.resets) {
-      step.resets = resets.rows(s);
-      bool any = false;
-      for (int64_t row = 0; row < count; ++row) any = any || *step.resets[row] != 0;
-      if (!any) step.resets.start = nullptr;
-      step.h_first = h_reset;
-      step.c_first = c_reset;
-    }
+    step.resets = resets_at(resets, s, count);
+    step.episodes = &episodes;
     if (S > 0 && args.gates && s + run.chunk < args.seq_len) step.later_gates = gates.rows(s + run.chunk);
     slice.descending = s % 2 != 0;
     if constexpr (kPasses == 2) {

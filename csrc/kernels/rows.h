@@ -36,6 +36,13 @@ struct StepRows {
   HOTLOOP_INLINE T* operator[](int64_t row) const { return start + places[row]; }
 };
 
+// What an episode begins with that begins inside a sequence; and where the gradient of that is summed, if it is h0 and c0.
+template <class T>
+struct Episodes {
+  StepRows<const T> h, c;
+  StepRows<T> dh, dc;
+};
+
 // A sequence in the order of processing: its row at step s. `reverse` is a negative step, and places at the rows' ends.
 template <class T>
 struct Sequence {
@@ -128,6 +135,16 @@ struct Rows {
     return lengths[share.first + row * share.every];
   }
 };
+
+// Rows of step s of which an episode begins in one of the first `count`; none else.
+HOTLOOP_INLINE StepRows<const uint8_t> resets_at(const Sequence<const uint8_t>& resets, int64_t s, int64_t count) {
+  if (resets.start == nullptr) return {};
+  const StepRows<const uint8_t> rows = resets.rows(s);
+  for (int64_t row = 0; row < count; ++row) {
+    if (*rows[row] != 0) return rows;
+  }
+  return {};
+}
 
 // Rows of some steps that have equally many, the batch row running fastest, and where each lies.
 template <class T>
