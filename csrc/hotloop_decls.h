@@ -92,7 +92,8 @@ int32_t hotloop_backward(hotloop_backward_args *args, int64_t count, int32_t thr
                          int64_t workspace_bytes);
 
 /* The same for a call that one thread does soonest, however many there are, and for which the workspace is enough: then
-   nothing has to be asked before it, which is worth 1 us. Any other call is left alone: HOTLOOP_WORKSPACE_TOO_SMALL.   */
+   nothing has to be asked before it, which is worth 1 us. They return when all is done, never AGAIN. Any other call, one
+   that has begun too, is left alone: HOTLOOP_WORKSPACE_TOO_SMALL.                                                      */
 int32_t hotloop_forward_short(hotloop_forward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
 int32_t hotloop_backward_short(hotloop_backward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
 

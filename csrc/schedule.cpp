@@ -21,7 +21,7 @@ constexpr double kInlineNs = 24e3;
 // The same where the other threads are awake.
 constexpr double kInlineAwakeNs = 10e3;
 // What a team spends at a step on exchanging flags and on waiting for the slowest.
-constexpr double kExchangeNs = 250;
+constexpr double kExchangeNs = 200;
 // What one core reads of packed weights: from L2.
 constexpr double kReadBytesNs = 200;
 // Products that are worth waking threads that slept while one thread ran the recurrence of a single row.
@@ -51,10 +51,13 @@ class Call {
     each_ = most_workspace();
     double ns = 0;
     for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * mean_steps(forward_of(args[i]));
-    if (ns < (awake(threads) ? kInlineAwakeNs : kInlineNs)) threads_ = most_shares_ = 1;
+    bool begun = false;
+    for (int64_t i = 0; i < count; ++i) begun = begun || args[i].cursor > 0;
+    short_ = !begun && ns < (awake(threads) ? kInlineAwakeNs : kInlineNs);
+    if (short_) threads_ = most_shares_ = 1;
   }
 
-  int threads() const { return threads_; }
+  bool is_short() const { return short_; }
   int64_t workspace_each() const { return each_; }
 
   int run(void* workspace) {
@@ -67,7 +70,9 @@ class Call {
       in_parallel(&Call::rows, &Call::row_shares);
       in_parallel(&Call::products, &Call::product_shares);
       advance();
-      if (unfinished() && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
+      // A short call never comes back before its end: the workspace of a call that goes on is as it was begun, and by then
+      // it would count as a long one if the other threads are awake.
+      if (!short_ && unfinished() && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
     }
     return HOTLOOP_OK;
   }
@@ -149,7 +154,7 @@ class Call {
     const hotloop_forward_args& args = forward_of(args_[i]);
     const TypeKernels& type = active_table()->types[args.dtype];
     const int64_t blocks = (args.hidden_size + type.lanes - 1) / type.lanes;
-    const double step = phases(i).step_ns(args_[i]);
+    const double step = phases(i).rows_ns(args_[i]);
     const double read = (double)(type.cells[args.cell].gates * args.hidden_size * blocks * type.lanes) *
                         (args.dtype == HOTLOOP_FLOAT64 ? 8 : 4) / kReadBytesNs;
     Split best{1, 1};
@@ -261,6 +266,7 @@ class Call {
   int threads_, most_shares_;
   char* aligned_ = nullptr;  // the workspace, from a cache line on
   int64_t each_ = 0;
+  bool short_ = false;
   bool together_ = true;  // in this round, or is every team one thread
 };
 
@@ -275,11 +281,11 @@ int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threa
 }
 
 bool is_short(const hotloop_forward_args* args, int64_t count) {
-  return Call<const hotloop_forward_args>(args, count, 2).threads() == 1;
+  return Call<const hotloop_forward_args>(args, count, 2).is_short();
 }
 
 bool is_short(const hotloop_backward_args* args, int64_t count) {
-  return Call<const hotloop_backward_args>(args, count, 2).threads() == 1;
+  return Call<const hotloop_backward_args>(args, count, 2).is_short();
 }
 
 int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace) {

@@ -25,8 +25,15 @@ constexpr int kLooks = 64;
 
 std::atomic<int64_t> alone_until{0};
 
+// Longer waits say nothing of the load: the process was stopped, or the machine slept.
+constexpr int64_t kLongestNs = 50'000'000;
+
 void note_wait(int64_t ns) {
-  if (ns > kStalledNs) alone_until.store(monotonic_ns() + kTimesAlone * ns, std::memory_order_relaxed);
+  if (ns <= kStalledNs) return;
+  const int64_t until = monotonic_ns() + kTimesAlone * (ns < kLongestNs ? ns : kLongestNs);
+  int64_t before = alone_until.load(std::memory_order_relaxed);
+  while (before < until && !alone_until.compare_exchange_weak(before, until, std::memory_order_relaxed)) {
+  }
 }
 
 }  // namespace

@@ -42,19 +42,28 @@ class Place {
   void leave(int processor) {
 #if defined(__linux__)
     if (processor < 0 || sched_getcpu() != processor) return;
-    cpu_set_t others = allowed_;
-    if (processor < CPU_SETSIZE) CPU_CLR(processor, &others);
-    if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+    cpu_set_t now;
+    if (sched_getaffinity(0, sizeof now, &now) != 0) return;
+    if (CPU_EQUAL(&now, &own_) == 0) allowed_ = now;  // set from outside, as by taskset
+    own_ = allowed_;
+    if (processor < CPU_SETSIZE) CPU_CLR(processor, &own_);
+    if (CPU_COUNT(&own_) > 0) {
+      sched_setaffinity(0, sizeof own_, &own_);
+    } else {
+      own_ = now;
+    }
 #endif
   }
 
 #if defined(__linux__)
   Place() {
     if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) CPU_ZERO(&allowed_);
+    own_ = allowed_;
   }
 
  private:
-  cpu_set_t allowed_;  // what the worker began with
+  cpu_set_t allowed_;  // what the worker began with, or was given since
+  cpu_set_t own_;      // what it gave itself of that
 #endif
 };
 

@@ -699,6 +699,11 @@ def test_short_calls(call, cell):
         assert run(ffi.NULL, 0, address, size) == lib.HOTLOOP_BAD_ARGUMENT
         assert run(args[0], 0, ffi.NULL, 0) == lib.HOTLOOP_OK
     assert call.untouched()
+    # What has begun is not short: it goes on in the workspace it was begun in, split as it was.
+    call.forward.cursor = call.struct.cursor = 1
+    assert lib.hotloop_forward_short(*forward, *call.forward_workspace) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+    assert lib.hotloop_backward_short(*backward, *call.backward_workspace) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+    call.forward.cursor = call.struct.cursor = 0
     assert lib.hotloop_forward_short(*forward, *call.forward_workspace) == lib.HOTLOOP_OK
     assert lib.hotloop_backward_short(*backward, *call.backward_workspace) == lib.HOTLOOP_OK
     assert_same_bits(call.all(), train(call.case))

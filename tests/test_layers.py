@@ -577,6 +577,9 @@ def test_steps(cell, dtype, variant, monkeypatch, rng):
         layer.update(layer.state_dict())
         layer(x)
         assert layer._prepared.step[1] is not None
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            other(x)
+            assert other._step(pickle.loads(pickle.dumps(x)), None) is not None
 
 
 def test_updates_at_once(best_isa):

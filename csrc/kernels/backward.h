@@ -611,6 +611,14 @@ double backward_step_ns(const hotloop_backward_args& args) {
   return BackwardRun<Cell, T>::step_ns(args);
 }
 
+// The recurrence alone: as the products of a step forward, without x.
+template <class Cell, class T>
+double recurrence_ns(const hotloop_backward_args& args) {
+  hotloop_forward_args without_x = args.forward;
+  without_x.input_size = 0;
+  return step_ns<Cell, T>(without_x);
+}
+
 template <class Cell, class T>
 int64_t backward_most_steps(const hotloop_backward_args& args, void* workspace) {
   int64_t bytes;

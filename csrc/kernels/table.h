@@ -21,9 +21,9 @@ constexpr hotloop::CellKernels cell_kernels() {
           Cell::kHasC,
           packed_bytes<Cell, T>,
           pack<Cell, T>,
-          {step_ns<Cell, T>, forward_most_steps<Cell, T>, forward_workspace<Cell, T>, forward_start<Cell, T>,
-           forward_rows<Cell, T>, nullptr, nullptr},
-          {backward_step_ns<Cell, T>, backward_most_steps<Cell, T>, backward_workspace<Cell, T>,
+          {step_ns<Cell, T>, step_ns<Cell, T>, forward_most_steps<Cell, T>, forward_workspace<Cell, T>,
+           forward_start<Cell, T>, forward_rows<Cell, T>, nullptr, nullptr},
+          {backward_step_ns<Cell, T>, recurrence_ns<Cell, T>, backward_most_steps<Cell, T>, backward_workspace<Cell, T>,
            backward_start<Cell, T>, backward_rows<Cell, T>, backward_products<Cell, T>, backward_finish<Cell, T>},
           probe_forward<Cell, T>,
           probe_backward<Cell, T>};

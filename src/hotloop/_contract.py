@@ -291,7 +291,7 @@ def check_dtype(dtype: Any) -> np.dtype[Any]:
         raise TypeError(f"dtype: expected NumPy's float32 or float64, got {dtype!r}") from error
     if result not in DTYPES:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
-    return result
+    return DTYPES[DTYPES.index(result)]  # there are others of the same meaning, as after unpickling
 
 
 def check_probability(name: str, value: Any) -> float:

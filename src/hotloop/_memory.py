@@ -3,8 +3,8 @@
 The system clears every fresh page: the forward of a training step of LSTM T512 B32 I256 H256 takes 223 ms on fresh
 pages and 80 ms on used ones. So when the last array over some memory is gone, the memory is kept for the next array of
 about that size. What is kept is trimmed to HOTLOOP_RECYCLE_MIB (256 by default, 0 turns recycling off) whenever a large
-array is made. The arrays do not own their memory in NumPy's sense (`base` is set, `resize` refuses); in every other
-respect they are those of np.empty.
+array is made. The arrays do not own their memory in NumPy's sense (`base` is set, `resize` refuses, WRITEABLE once
+cleared cannot be set again); in every other respect they are those of np.empty.
 """
 
 from __future__ import annotations

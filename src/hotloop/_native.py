@@ -194,13 +194,12 @@ _BACKWARD_CALLS = lib.hotloop_backward_short, lib.hotloop_backward_workspace, li
 
 def _run(calls: tuple[Any, Any, Any], targets: Any, count: int, threads: int) -> None:
     run_short, workspace_size, run = calls
-    # Most short calls can be done at once. Between two slices of a long one the interpreter sees Ctrl-C.
+    # Most short calls are done at once. Between two slices of a long one the interpreter sees Ctrl-C.
     try:
         short = _short_workspaces.pop()  # no other thread has it
     except IndexError:
         short = _from_buffer(np.empty(_SHORT, np.uint8))
-    while (status := run_short(targets, count, short, _SHORT)) == _AGAIN:
-        pass
+    status = run_short(targets, count, short, _SHORT)
     _short_workspaces.append(short)
     if status:  # it is not short, or something is wrong with it
         # Never more than the process may run on; asked once a call, since that may change in the middle of it.

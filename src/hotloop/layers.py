@@ -185,7 +185,11 @@ class _Layers:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = state | {"_cell": CELLS[state["_cell"]], "_lock": threading.Lock()}
+        state = state | {
+            "_cell": CELLS[state["_cell"]],
+            "_dtype": check_dtype(state["_dtype"]),
+            "_lock": threading.Lock(),
+        }
         parameters = state.pop("_parameters")
         vars(self).update(state)
         self._prepare({name: frozen(array) for name, array in parameters.items()})
@@ -375,14 +379,14 @@ class _Layers:
         return output, state
 
     def _step(self, x: Any, state: Any) -> tuple[Array, Any] | None:
-        """A short call in the short way, as for one step in a loop: 2 us instead of 4 around the kernel. None where it is
-        not short, or anything is not as backends take it; then `_run` says what is wrong, or does it.
+        """A short call in the short way, as for one step in a loop: 2 us instead of 4 around the kernel. None where it
+        is not short, or anything is not as backends take it; then `_run` says what is wrong, or does it.
         """  # fmt: skip
         packed_by, step = self._prepared.step
         if step is None or packed_by is not _backend.active() or type(x) is not np.ndarray or self._batch_first:
             return None
         dtype, hidden_size, shape = self._dtype, self._hidden_size, x.shape
-        if x.dtype is not dtype or len(shape) != 3 or not x.flags.carray:
+        if x.dtype != dtype or len(shape) != 3 or not x.flags.carray:
             return None
         seq_len, batch_size, features = shape
         if features != self._input_size or not 0 < seq_len * batch_size <= _STEP_ROWS:
@@ -395,11 +399,11 @@ class _Layers:
                 if type(state) is not tuple or len(state) != 2:
                     return None
                 h0, c0 = state
-                if type(c0) is not np.ndarray or c0.dtype is not dtype or c0.shape != states or not c0.flags.carray:
+                if type(c0) is not np.ndarray or c0.dtype != dtype or c0.shape != states or not c0.flags.carray:
                     return None
             else:
                 h0 = state
-            if type(h0) is not np.ndarray or h0.dtype is not dtype or h0.shape != states or not h0.flags.carray:
+            if type(h0) is not np.ndarray or h0.dtype != dtype or h0.shape != states or not h0.flags.carray:
                 return None
         output, h_n = np.empty((seq_len, batch_size, hidden_size), dtype), np.empty(states, dtype)
         if has_c:
