@@ -840,6 +840,7 @@ def test_layers_are_their_directions(kind, variant, rng):
     function = getattr(hotloop, kind.lower())
     lengths = np.array([7, 0, 4, 9])
     x, flags = rng.standard_normal((9, 4, 5)), rng.random((9, 4)) < 0.4
+    flags[lengths[:3], range(3)] = flags[0] = True  # behind the end of a row, where another may begin
     state, drawn = states_of(kind, (2, 4, 6), rng)
     moved = np.zeros_like(flags)  # before step t-1, in the reverse direction
     moved[:-1] = flags[1:]
@@ -853,6 +854,26 @@ def test_layers_are_their_directions(kind, variant, rng):
             halves = leaves(forward)[number], leaves(reverse)[number]
             joined = np.stack(halves) if array.shape == (2, 4, 6) else np.concatenate(halves, axis=2)
             np.testing.assert_array_equal(array, joined)
+        options["offsets"] = np.append(0, options.pop("lengths").cumsum())
+        got_flat = layer(flat(x, lengths), state, resets=flat(flags, lengths), **options)
+        assert_all_close(leaves(got_flat), [a if a.shape == (2, 4, 6) else flat(a, lengths) for a in leaves(got)])
+
+
+def test_every_c_of_layers(variant, rng):
+    """The last layer's, both directions side by side; finite differences through all layers."""
+    layer = layer_of("LSTM", num_layers=3, bidirectional=True, batch_first=True)
+    x, grad_c, direction = (rng.standard_normal(shape) for shape in ((2, 5, 5), (2, 5, 12), (2, 5, 5)))
+    (output, (_, c_n), c), vjp = layer.vjp(x, return_states=True)
+    assert c.shape == output.shape
+    np.testing.assert_array_equal(c[:, -1, :6], c_n[4])
+    np.testing.assert_array_equal(c[:, 0, 6:], c_n[5])
+    for array in (output, c):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0, 0, 0] = 1
+    ends = [(layer(x + step * direction, return_states=True)[2] * grad_c).sum() for step in (1e-6, -1e-6)]
+    assert (ends[0] - ends[1]) / 2e-6 == pytest.approx((vjp(grad_c=grad_c).x * direction).sum(), rel=1e-6)
+    with raises(ValueError, "grad_c: expected shape (batch_size, seq_len, 2*hidden_size) = (2, 5, 12), got (5, 2, 12)"):
+        vjp(grad_c=grad_c.swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
