@@ -158,10 +158,10 @@ def _set_forward(target: Any, args: Forward) -> None:
         target.c, target.c_stride_t, target.c_stride_b = _sequence(args.c)
     if args.ragged is not None:
         ragged = args.ragged
-        target.seq_len, target.batch_size = ragged.steps, len(args.h_n)
         if ragged.offsets is None:
             target.lengths = _from_buffer(_INTEGERS, ragged.lengths)
         else:
+            target.seq_len, target.batch_size = ragged.steps, len(args.h_n)
             target.offsets = _from_buffer(_INTEGERS, ragged.offsets)
     if args.resets is not None:
         resets = args.resets.at
