@@ -19,6 +19,7 @@ pytest.importorskip("rich", reason="the table needs it")
 
 from rich.console import Console
 
+import hotloop
 from hotloop import cli
 from hotloop.bench import check, memory, peers, problems, processes, report, results, roof, rounds, run, stats
 from hotloop.bench.peers import CANDIDATES, OURS, PEERS, missing_modules
@@ -864,6 +865,13 @@ def test_formats():
 # The command line
 
 
+def test_version_and_help(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hotloop {hotloop.__version__}\n"
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: hotloop ")
+
+
 def test_info(capsys):
     assert cli.main(["info"]) == 0
     assert "backend" in capsys.readouterr().out
@@ -872,7 +880,9 @@ def test_info(capsys):
 def test_bench_without_its_extra_names_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     assert cli.main(["bench", "--smoke"]) == 2
-    assert 'install "hotloop[bench]"' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("hotloop bench needs rich.progress: ")
+    assert 'pip install ".[bench]"' in error
 
 
 @pytest.mark.parametrize(
@@ -882,23 +892,43 @@ def test_bench_without_its_extra_names_it(monkeypatch, capsys):
         (["--shape", "1,2,3,0"], "expected integers >= 1"),
         (["--problems", "all"], "headline"),
         (["--quick", "--smoke"], "not allowed with"),
+        (["--threads", "100000"], "got '100000'"),
+        (["--threads", "0"], "got '0'"),
+        (["--seconds-per-case", "-1"], "expected a finite number >= 0, got '-1'"),
+        (["--seconds-per-case", "nan"], "expected a finite number >= 0, got 'nan'"),
+        (["--problems", "headline", "--cells", "rnn"], "no problem of these groups"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
     ],
 )
 def test_arguments_that_make_no_sense(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", *arguments])
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("usage: hotloop bench ")
+    assert error.splitlines()[-1].startswith("hotloop bench: error: ")
+    assert message in error
 
 
-def test_nothing_to_measure(capsys):
-    assert cli.main(["bench", "--problems", "headline", "--cells", "rnn"]) == 2
-    assert "no problem of these groups" in capsys.readouterr().err
+def test_results_that_could_not_be_written_are_not_measured(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "out" / "run.json").mkdir(parents=True)
+    for folder in (file, file / "below", tmp_path / "out"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["bench", "--smoke", "--out", str(folder)])
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"hotloop bench: error: argument --out: cannot write to {folder}: ")
 
 
-def test_more_threads_than_processors(capsys):
-    assert cli.main(["bench", "--threads", "100000"]) == 2
-    assert "got 100000" in capsys.readouterr().err
+def test_trying_a_folder_leaves_no_trace(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "run.json").write_text("{}")
+    assert cli._why_not_writable(tmp_path / "here") is None
+    assert cli._why_not_writable(tmp_path / "a" / "b") is None
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["here", "here/run.json"]
+    assert (tmp_path / "here" / "run.json").read_text() == "{}"
 
 
 def test_an_interrupt_before_the_first_case_writes_nothing(tmp_path, capsys, monkeypatch):
@@ -912,8 +942,14 @@ def test_an_interrupt_before_the_first_case_writes_nothing(tmp_path, capsys, mon
 
 
 @pytest.mark.usefixtures("best_isa")
-def test_an_unknown_instruction_set_is_reported(tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("HOTLOOP_BACKEND", raising=False)
-    assert cli.main(["bench", "--smoke", "--peers", "--isa", "mmx", "--out", str(tmp_path)]) == 1
-    assert "HOTLOOP_ISA" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_an_unknown_instruction_set_is_refused_with_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--smoke", "--isa", "mmx"])
+    assert f"this processor has {', '.join(hotloop.info().isas)}; got 'mmx'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("numpy_backend")
+def test_no_instruction_set_without_the_native_backend(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--smoke", "--isa", "scalar"])
+    assert "numpy is in use" in capsys.readouterr().err
