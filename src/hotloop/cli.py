@@ -193,7 +193,7 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
               file=sys.stderr)  # fmt: skip
 
     # Where nobody looks at a terminal, a line is as long as it is.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
