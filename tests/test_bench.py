@@ -967,6 +967,9 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"hotloop {hotloop.__version__}\n"
     assert cli.main([]) == 0
     assert capsys.readouterr().out.startswith("usage: hotloop ")
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    assert "shown as hotloop (numba) and hotloop (numpy)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_info(capsys):

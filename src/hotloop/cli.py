@@ -95,7 +95,7 @@ def _isa(text: str) -> str:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     # Only names, no libraries: `hotloop --help` is to work and to be quick without the extra.
-    from .bench.peers import BACKENDS, PEERS
+    from .bench.peers import BACKENDS, PEERS, label
     from .bench.problems import CELL_NAMES, DEFAULT_GROUPS, DTYPES, GROUPS, MODES
 
     counts = [count for count in (1, 2) if count <= processors()]
@@ -115,7 +115,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                         help=f"default: {' '.join(map(str, counts))}; with --smoke: 1")  # fmt: skip
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="PEER",
                         help=f"default: all of {', '.join(PEERS)} that are installed; {' and '.join(BACKENDS)} are "
-                        "hotloop's own other backends")  # fmt: skip
+                        f"hotloop's own backends, shown as {' and '.join(map(label, BACKENDS))}")  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="in place of each problem's own")
     parser.add_argument("--isa", type=_isa, metavar="ISA",
                         help="hotloop's instruction set, in place of the best one that the processor has")  # fmt: skip
