@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import info
-from ._backend import processors
+from ._backend import active, processors
 
 if TYPE_CHECKING:
     from .bench.problems import Shape
+
+RESULTS = ("run.json", "report.html")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,14 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="hotloop", description="Fused RNN, LSTM and GRU kernels for CPUs.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="what hotloop runs on, and why a better backend is not in use")
-    _add_bench(commands.add_parser("bench", help="time hotloop against every library that is installed"))
-    options = parser.parse_args(arguments)
-    if options.command == "info":
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = {
+        "info": subparsers.add_parser("info", help="what hotloop runs on, and why a better backend is not in use"),
+        "bench": subparsers.add_parser("bench", help="time hotloop against every library that is installed"),
+    }
+    _add_bench(commands["bench"])
+    options, unknown = parser.parse_known_args(arguments)
+    command = commands.get(options.command, parser)
+    if unknown:
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")  # with the usage of that command
+    if options.version:
+        from . import __version__
+
+        print(f"hotloop {__version__}")
+    elif options.command == "info":
         print(info())
-        return 0
-    return _bench(options, ["hotloop", *arguments])
+    elif options.command == "bench":
+        return _bench(command, options, ["hotloop", *arguments])
+    else:
+        parser.print_help()
+    return 0
 
 
 def _shape(text: str) -> Shape:
@@ -47,9 +66,36 @@ def _shape(text: str) -> Shape:
     return steps, batch, inputs, hidden
 
 
+def _threads(text: str) -> int:
+    most = processors()
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= most:
+        return int(text)
+    rule = f"1 to {most}, as many processors as this process may run on" if most > 1 else "1: there is one processor"
+    raise argparse.ArgumentTypeError(f"expected {rule}; got {text!r}")
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)) and value >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {text!r}")
+
+
+def _isa(text: str) -> str:
+    backend = active()
+    isas: tuple[str, ...] = getattr(backend, "isas", tuple)()
+    if not isas:
+        raise argparse.ArgumentTypeError(
+            f"only the native backend has instruction sets to choose from, and {backend.NAME} is in use (hotloop info)"
+        )
+    if text not in isas:
+        raise argparse.ArgumentTypeError(f"this processor has {', '.join(isas)}; got {text!r}")
+    return text
+
+
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     # Only names, no libraries: `hotloop --help` is to work and to be quick without the extra.
-    from .bench.peers import PEERS
+    from .bench.peers import BACKENDS, PEERS, label
     from .bench.problems import CELL_NAMES, DEFAULT_GROUPS, DTYPES, GROUPS, MODES
 
     counts = [count for count in (1, 2) if count <= processors()]
@@ -65,13 +111,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cells", nargs="+", choices=CELL_NAMES, default=CELL_NAMES, help="default: all")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: both")
-    parser.add_argument("--threads", nargs="+", type=int, metavar="N",
+    parser.add_argument("--threads", nargs="+", type=_threads, metavar="N",
                         help=f"default: {' '.join(map(str, counts))}; with --smoke: 1")  # fmt: skip
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="PEER",
-                        help=f"default: all of {', '.join(PEERS)} that are installed")  # fmt: skip
+                        help=f"default: all of {', '.join(PEERS)} that are installed; {' and '.join(BACKENDS)} are "
+                        f"hotloop's own backends, shown as {' and '.join(map(label, BACKENDS))}")  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="in place of each problem's own")
-    parser.add_argument("--isa", help="our instruction set, in place of the best one")
-    parser.add_argument("--seconds-per-case", type=float, metavar="S",
+    parser.add_argument("--isa", type=_isa, metavar="ISA",
+                        help="hotloop's instruction set, in place of the best one that the processor has")  # fmt: skip
+    parser.add_argument("--seconds-per-case", type=_seconds, metavar="S",
                         help="bound on the rounds of a problem; three there are always")  # fmt: skip
     parser.add_argument("--memory", action="store_true",
                         help="measure what training steps hold, in processes of their own")  # fmt: skip
@@ -80,13 +128,36 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(counts=counts)
 
 
-def _bench(options: argparse.Namespace, command: list[str]) -> int:
+def _why_not_writable(folder: Path) -> str | None:
+    """Say what keeps the results from being written there, before minutes go into measuring them; leave no trace."""
+    made: list[Path] = []
+    try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for path in (folder / name for name in RESULTS):
+            if path.exists():
+                path.open("ab").close()
+    except OSError as error:
+        return error.strerror
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+    return None
+
+
+def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command: list[str]) -> int:
     try:
         import matplotlib  # noqa: F401  (here, not after minutes of measuring)
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     except ImportError as error:
-        print(f'hotloop bench needs {error.name}: install "hotloop[bench]"', file=sys.stderr)
+        print(
+            f'hotloop bench needs {error.name}: install the extra "bench", as `pip install ".[bench]"` in a clone',
+            file=sys.stderr,
+        )
         return 2
     from .bench.peers import missing_modules
     from .bench.problems import DEFAULT_GROUPS, select
@@ -102,13 +173,10 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
         groups, shapes=options.shape or (), cells=options.cells, modes=options.modes, dtype=options.dtype
     )  # fmt: skip
     if not problems:
-        print("hotloop bench: no problem of these groups has that cell and mode", file=sys.stderr)
-        return 2
+        parser.error("no problem of these groups has that cell and mode")
     threads = sorted(set(options.threads or ([1] if options.smoke else options.counts)))
-    for count in threads:
-        if not 1 <= count <= processors():
-            print(f"--threads: expected 1 to {processors()}, got {count}", file=sys.stderr)
-            return 2
+    if why := _why_not_writable(options.out):
+        parser.exit(2, f"hotloop bench: error: argument --out: cannot write to {options.out}: {why}\n")
     effort, total = Effort(), None
     if options.quick:
         effort, total = Effort(min_rounds=5, max_seconds=6.0), 85.0  # and some 15 s to start and to draw
@@ -125,7 +193,7 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
               file=sys.stderr)  # fmt: skip
 
     # Where nobody looks at a terminal, a line is as long as it is.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -144,7 +212,7 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
         print("hotloop bench: interrupted before a case was complete", file=sys.stderr)
         return 130
     options.out.mkdir(parents=True, exist_ok=True)
-    data, page = options.out / "run.json", options.out / "report.html"
+    data, page = (options.out / name for name in RESULTS)
     data.write_text(json.dumps(record, indent=1), encoding="utf-8")
     write_report(record, page)
     print_results(record, console, show_roof=options.roof)

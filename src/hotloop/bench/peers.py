@@ -413,6 +413,11 @@ _MODULES = {
 }
 
 
+def label(name: str) -> str:
+    """Return how a candidate is shown: our own backends by our name."""
+    return f"{OURS} ({name})" if name in BACKENDS else name
+
+
 def missing_modules(peer: str) -> list[str]:
     """Return the modules a peer needs that are not installed; none where it can be measured."""
     return [module for module in _MODULES.get(peer, ()) if importlib.util.find_spec(module) is None]

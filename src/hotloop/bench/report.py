@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import results
-from .peers import CANDIDATES, OURS
+from .peers import CANDIDATES, OURS, label
 from .problems import Problem
 
 # Okabe and Ito's palette, which the colour-blind tell apart; markers say the same again, and solid and dashed lines
@@ -31,7 +33,7 @@ STYLES = {
     "numba": ("#7A4900", "P"),
     "numpy": ("#666666", "x"),
 }
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 
 LABELS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN (tanh)"}
 
@@ -46,12 +48,8 @@ def render(record: Mapping[str, Any]) -> str:
     cases = record["cases"]
     about = record["environment"]["hotloop"]
     sections = [
-        _head(record),
         _summary(record),
-        '<h2 id="plots">Throughput</h2>',
-        "<p>Throughput of the matrix products (left) and time steps of the whole batch a second (right); both axes "
-        "logarithmic. Solid lines and plain bars: one thread; dashed lines and hatched bars: more.</p>",
-        '<div class="plots">' + "".join(_figures(cases)) + "</div>",
+        _plots(cases),
         '<h2 id="cases">All cases</h2>',
         _case_table(cases),
         _roof(cases),
@@ -61,13 +59,16 @@ def render(record: Mapping[str, Any]) -> str:
         _environment(record),
     ]
     title = f"hotloop {about['version']} on {about['processor']}"
-    body = "\n".join(sections)
+    rest = "\n".join(sections)
+    body = _head(record, re.findall('<h2 id="([a-z]+)">([^<]+)</h2>', rest)) + rest
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
+
+SUMMARY = '<h2 id="summary">Summary</h2>\n'
 
 STYLE = """
 :root { color-scheme: light; }
@@ -94,24 +95,36 @@ td:first-child { background: #fff; }
 tr.behind td { background: #fff1e6; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 .summary { font-size: .9rem; }
+.busy { border-left: .3rem solid #b35900; padding-left: .7rem; }
 dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 8rem; } }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
 """
 
 
-def _head(record: Mapping[str, Any]) -> str:
+def _head(record: Mapping[str, Any], sections: Sequence[tuple[str, str]]) -> str:
+    """Title, what was measured, and a link to every section, given as (id, title)."""
     about = record["environment"]["hotloop"]
-    where = f"{about['processor']}, {about['backend']} backend ({about['variant']}), {record['date']}"
+    where = f"{about['processor']}, {about['backend']} backend ({about['variant']}), "
+    where += results.format_date(record["date"])
+    links = " &middot; ".join(f'<a href="#{name}">{title}</a>' for name, title in sections)
     return (
         f"<h1>hotloop {escape(about['version'])} against other libraries</h1>\n<p>{escape(where)}</p>\n"
-        '<p><a href="#plots">Plots</a> &middot; <a href="#cases">Cases</a> &middot; '
-        '<a href="#candidates">Candidates</a> &middot; <a href="#environment">Environment and remarks</a></p>'
+        f"<nav><p>{links}</p></nav>\n<p>What the names and "
+        f"columns mean:</p>\n{_list(results.MEANINGS.items(), 'summary')}\n"
     )
+
+
+def _list(items: Iterable[tuple[str, str]], kind: str = "") -> str:
+    """Write terms and what is said of them; lines stay lines."""
+    lines = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text).replace(chr(10), '<br>')}</dd>" for term, text in items)
+    return f"<dl{f' class={kind}' if kind else ''}>{lines}</dl>"
 
 
 def _summary(record: Mapping[str, Any]) -> str:
     """How many problems we lead, for each cell and mode."""
+    busy = results.busy(record)
+    note = f'<p class="busy">{escape(busy)}</p>\n' if busy else ""
     tiles = []
     for cell, mode in _kinds(record["cases"]):
         ratios = [
@@ -128,17 +141,11 @@ def _summary(record: Mapping[str, Any]) -> str:
             problems = f"{led} of {len(ratios)} problem{'s' if len(ratios) > 1 else ''}"
             tiles.append(f"<div>{LABELS[cell]}, {mode}<b>{span}</b>ahead on {problems}</div>")
     if not tiles:
-        return "<p>No peer was measured.</p>"
-    figures = "".join(
-        f"<dt>{escape(what)}</dt><dd>{escape(text).replace(chr(10), '<br>')}</dd>"
-        for what, text in results.summary(record)
-    )
-    load = record["environment"]["load"]
-    note = f" The machine was busy at the start (load {load}): do not quote." if load > 0.5 else ""
+        return f"{SUMMARY}<p>No peer was measured.</p>\n{note}{_list(results.summary(record), 'summary')}"
     return (
-        "<p>Speed-up of hotloop over the fastest of the other libraries, each at its best number of threads."
-        f"{note}</p>\n"
-        f'<div class="tiles">{"".join(tiles)}</div>\n<dl class="summary">{figures}</dl>'
+        f"{SUMMARY}<p>How many times as fast as the fastest of the other libraries hotloop is, each at its best number "
+        f"of threads, from the worst problem to the best.</p>\n{note}"
+        f'<div class="tiles">{"".join(tiles)}</div>\n{_list(results.summary(record), "summary")}'
     )
 
 
@@ -146,7 +153,26 @@ def _kinds(cases: Sequence[results.Case]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((case["problem"]["cell"], case["problem"]["mode"]) for case in cases))
 
 
-def _figures(cases: Sequence[results.Case]) -> Iterator[str]:
+def _plots(cases: Sequence[results.Case]) -> str:
+    figures = list(_figures(cases))
+    if not figures:
+        return ""
+    captions = {
+        _draw_lines: "Lines over sequence length: throughput of the matrix products (left) and time steps of the whole "
+        "batch a second (right), both axes logarithmic; solid for the fewest threads, dashed for more.",
+        _draw_bars: "Bars, of one length: throughput of the matrix products on a linear axis, and beside each bar the "
+        "time steps of the whole batch a second too; hatched for more than one thread.",
+    }
+    drawn = {draw for draw, _ in figures}
+    text = " ".join(caption for draw, caption in captions.items() if draw in drawn)
+    images = "".join(image for _, image in figures)
+    return f'<h2 id="plots">Throughput</h2>\n<p>{text}</p>\n<div class="plots">{images}</div>'
+
+
+Draw = Callable[[Axes, Sequence[results.Case]], None]
+
+
+def _figures(cases: Sequence[results.Case]) -> Iterator[tuple[Draw, str]]:
     """One plot for each cell, mode and shape but for T: over T where there are several lengths, else bars."""
     groups: dict[tuple[str, ...], list[results.Case]] = {}
     for case in cases:
@@ -157,16 +183,16 @@ def _figures(cases: Sequence[results.Case]) -> Iterator[str]:
         members.sort(key=lambda case: case["problem"]["seq_len"])
         if not any(results.timed(case) for case in members):
             continue
-        draw = _draw_lines if len({case["problem"]["seq_len"] for case in members}) > 1 else _draw_bars
-        with mpl.rc_context({"font.size": 10, "svg.hashsalt": title, "axes.titlesize": 11}):
-            figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+        draw: Draw = _draw_lines if len({case["problem"]["seq_len"] for case in members}) > 1 else _draw_bars
+        with mpl.rc_context({"font.size": 10.5, "svg.hashsalt": title, "axes.titlesize": 11}):
+            figure = Figure(figsize=(4.6, 4.8 if draw is _draw_lines else 4.2), layout="constrained")
             FigureCanvasSVG(figure)
             axes = figure.add_subplot()
             draw(axes, members)
             if draw is _draw_bars:
                 title += f" T{members[0]['problem']['seq_len']}"
             axes.set_title(title)
-            yield f'<img alt="{escape(_alternative(title, members))}" src="{_svg(figure)}">'
+            yield draw, f'<img alt="{escape(_alternative(title, members))}" src="{_svg(figure)}">'
 
 
 def _alternative(title: str, members: Sequence[results.Case]) -> str:
@@ -200,7 +226,6 @@ def _draw_lines(axes: Axes, members: Sequence[results.Case]) -> None:
             linestyle=DASHES[counts.index(threads) % len(DASHES)],
             linewidth=2.4 if us else 1.2,
             zorder=3 if us else 2,
-            label=f"{name} {threads}t",
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -218,7 +243,20 @@ def _draw_lines(axes: Axes, members: Sequence[results.Case]) -> None:
     right.set_ylabel("time steps a second")
     _plain_ticks(axes.yaxis, axes.get_ylim(), lambda value: f"{value:g}")
     _plain_ticks(right.yaxis, axes.get_ylim(), results.format_count)
-    axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False, handlelength=3)
+    # An entry for every library and one for every number of threads, not for all their pairs: few enough to read.
+    names = sorted({name for name, _ in lines}, key=_rank)
+    handles = [Line2D([], [], color=STYLES[name][0], marker=STYLES[name][1], label=label(name)) for name in names]
+    handles += [
+        Line2D([], [], color="#1a1a1a", linestyle=DASHES[number % len(DASHES)], label=_threads(threads))
+        for number, threads in enumerate(counts)
+    ]
+    axes.figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, fontsize=10.5, frameon=False, handlelength=3
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _length_ticks(lengths: Sequence[int]) -> tuple[list[int], list[str]]:
@@ -243,8 +281,8 @@ def _draw_bars(axes: Axes, members: Sequence[results.Case]) -> None:
         if candidate["threads"] > 1:
             bar.set_hatch("///")
         text = f" {rate:.3g} GF/s, {results.format_count(results.steps_per_second(case, candidate))} steps/s"
-        axes.text(rate, bar.get_y() + bar.get_height() / 2, text, va="center", fontsize=8)
-    axes.set_xlim(0, 1.75 * max(rates))  # room for the text beside the longest bar
+        axes.text(rate, bar.get_y() + bar.get_height() / 2, text, va="center", fontsize=9)
+    axes.set_xlim(0, 2.1 * max(rates))  # room for the text beside the longest bar
     axes.set_xlabel("GF/s")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -283,8 +321,6 @@ def _label(problem: Problem) -> str:
 
 
 def _case_table(cases: Sequence[results.Case]) -> str:
-    heads = ("problem", "threads", "time", "GF/s", "steps/s", "best peer, same threads", "speed-up (95 % interval)",
-             "best against best", "our numba backend", "of roof")  # fmt: skip
     lines = []
     for case in cases:
         for row in results.rows(case):
@@ -296,7 +332,7 @@ def _case_table(cases: Sequence[results.Case]) -> str:
         "(training on one step is shown, but not judged). "
         "A dash: not measured.</p>"
     )
-    return note + _table(heads, lines)
+    return note + _table(results.COLUMNS, lines)
 
 
 def _roof(cases: Sequence[results.Case]) -> str:
@@ -329,8 +365,11 @@ def _memory(cases: Sequence[results.Case]) -> str:
     note = (
         "<p>Gates, c, output and the sequences between layers are kept until backward. Measured: by how much a fresh "
         "process grows. The rest is its peak without all that is computed (packed weights, their gradients, "
-        "workspaces); it may not grow with T. A dash: not measured.</p>"
+        "workspaces); it may not grow with T."
     )
+    if any("-" in cells for cells, _ in lines):
+        note += " A dash: not measured; <code>hotloop bench --memory</code> measures it."
+    note += "</p>"
     table = _table(("problem", *results.MEMORY_HEADS), lines)
     return (
         '<h2 id="memory">Memory of training</h2>\n'
@@ -339,8 +378,8 @@ def _memory(cases: Sequence[results.Case]) -> str:
 
 
 def _candidate_table(cases: Sequence[results.Case]) -> str:
-    heads = ("problem", "candidate", "time", "GF/s", "hotloop is faster by", "rounds", "largest relative error",
-             "status")  # fmt: skip
+    heads = ("problem", "candidate", "time", "hotloop is how many times as fast", "GF/s", "rounds",
+             "largest relative error", "status")  # fmt: skip
     lines = []
     for case in cases:
         for candidate in case["candidates"]:
@@ -351,8 +390,8 @@ def _candidate_table(cases: Sequence[results.Case]) -> str:
                 _label(results.problem_of(case)),
                 results.format_candidate(candidate),
                 results.format_seconds(results.seconds(candidate)) if good else "-",
-                f"{results.gigaflops(case, candidate):.3g}" if good else "-",
                 results.format_interval(results.speedup_over(case, candidate)),
+                f"{results.gigaflops(case, candidate):.3g}" if good else "-",
                 str(len(candidate["rounds"])),
                 f"{max(errors):.1e}" if errors else "-",
                 candidate["status"] + (f": {detail[-1][:80]}" if detail else ""),
@@ -366,22 +405,21 @@ def _environment(record: Mapping[str, Any]) -> str:
     lscpu = environment["lscpu"]
     facts = {
         "command": " ".join(record["command"]),
-        "date": record["date"],
+        "date": results.format_date(record["date"]),
         "processor": environment["hotloop"]["processor"],
-        "processors": str(environment["hotloop"]["processors"]),
+        "processors": str(results.processors(record)),
         **{key: lscpu[key] for key in ("L1d cache", "L2 cache", "L3 cache", "Hypervisor vendor") if key in lscpu},
-        "load at start": str(environment["load"]),
+        "load average at start": str(environment["load"]),
         "system": environment["platform"],
         "Python": environment["python"],
     }
     for name, versions in environment["versions"].items():
-        facts[name] = ", ".join(f"{key} {value}" for key, value in versions.items())
-    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
+        facts[label(name)] = ", ".join(f"{key} {value}" for key, value in versions.items())
     remarks = "".join(f"<li>{escape(remark)}</li>" for remark in results.remarks(record))
     return (
-        f'<h2 id="environment">Environment</h2>\n<dl>{items}</dl>\n'
-        + (f"<h2>Remarks</h2>\n<ul>{remarks}</ul>\n" if remarks else "")
-        + f"<h2>How it was measured</h2>\n<p>{METHOD}</p>"
+        f'<h2 id="environment">Environment</h2>\n{_list(facts.items())}\n'
+        + (f'<h2 id="remarks">Remarks</h2>\n<ul>{remarks}</ul>\n' if remarks else "")
+        + f'<h2 id="method">How it was measured</h2>\n<p>{METHOD}</p>'
     )
 
 

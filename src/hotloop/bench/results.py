@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 
 from . import memory, roof, stats
-from .peers import OURS
+from .peers import OURS, label
 from .problems import Problem
 
 Case = Mapping[str, Any]
@@ -132,8 +133,8 @@ class Comparison:
     ratio: stats.Interval
 
     def __str__(self) -> str:
-        """Name, ratio and peer."""
-        return f"{self.problem.name} {format_interval(self.ratio)} {format_candidate(self.peer)}"
+        """Name, ratio with its direction, and peer."""
+        return f"{self.problem.name} {format_interval(self.ratio)} times as fast as {format_candidate(self.peer)}"
 
 
 def judged(record: Mapping[str, Any]) -> list[Case]:
@@ -158,7 +159,7 @@ def behind(record: Mapping[str, Any]) -> list[Comparison]:
 
 @dataclass(frozen=True)
 class Share:
-    """A figure of many problems that has a bar to reach."""
+    """A figure of many problems that has a bar to reach: a goal that the project sets itself."""
 
     values: Mapping[str, float]  # by the problem's name
     bar: float | None
@@ -235,26 +236,35 @@ def memory_rows(case: Case) -> list[MemoryRow]:
 def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say in a few lines how the judged problems of a record went, as (what, figures); nothing where nothing is known.
 
-    Ratios are of our best number of threads over each peer's best.
+    Ratios are of our best number of threads over each peer's best. No comparison is told twice.
     """
     cases, lines = judged(record), []
-    everything = compare(cases)
-    if everything:
-        lines.append(("worst case over the best peer", f"{everything[0]} (of {_problems(len(everything))})"))
+    everything, told = compare(cases), behind(record)
+    if len(everything) == 1:
+        told = everything
+        lines.append(("against the best peer", str(told[0])))
+    elif told:
+        text = f"on {len(told)} of {_problems(len(everything))}, worst first:"
+        lines.append(("behind the best peer", "\n".join((text, *map(str, told)))))
+    elif everything:
+        told = everything[:1]
+        lines.append(("behind the best peer", f"on none of {_problems(len(everything))}; the closest is {told[0]}"))
     for what, wanted, names in MEANS:
         chosen = compare([case for case in cases if wanted(problem_of(case))], names)
-        if chosen:
+        if len(chosen) > 1:
             mean = _geometric_mean([one.ratio.value for one in chosen])
-            lines.append((f"geometric mean, {what}", f"{mean:.2f} ({_problems(len(chosen))}, worst {chosen[0]})"))
-    if everything:
-        lost = behind(record)
-        lines.append(("behind", f"{len(lost)} of {len(everything)}" + "".join(f"\n{one}" for one in lost)))
+            text = f"{mean:.2f} times as fast, geometric mean of {_problems(len(chosen))}"
+            lines.append((what, text if chosen[0] in told else f"{text}; the worst is {chosen[0]}"))
+        elif chosen and chosen[0] not in told:
+            lines.append((what, str(chosen[0])))
+        told = told + chosen[:1]
     for name, share in second_thread(record).items():
         mean = _geometric_mean(list(share.values.values()))
-        text = f"geometric mean {mean:.2f}" + _least(share, lambda value: f"{value:.2f}")
+        text = _figures(share, lambda value: f"{value:.2f}", mean, " times as fast", "geometric mean")
         lines.append((f"two threads over one, {name}", text))
     for name, share in shares_of_roof(record).items():
-        text = f"median {np.median(list(share.values.values())):.0%}" + _least(share, lambda value: f"{value:.0%}")
+        median = float(np.median(list(share.values.values())))
+        text = _figures(share, lambda value: f"{value:.0%}", median, "", "median")
         if max(share.values.values()) > 1:
             text += "; one is over 100 %: its probe was too slow"
         lines.append((f"of the roof, {name}", text))
@@ -265,12 +275,14 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+SUMMARY_TITLE = "summary, each at its best number of threads (without training on a single step)"
+
 # What is averaged: its name, which problems, over the best of which peers.
 MEANS: tuple[tuple[str, Callable[[Problem], bool], Sequence[str] | None], ...] = (
-    ("inference over the best peer", lambda problem: problem.mode == "inference", None),
-    ("training over the best of torch and jax", lambda problem: problem.mode == "training", ("torch", "jax")),
-    ("GRU training over torch", lambda p: (p.cell, p.mode) == ("gru", "training"), ("torch",)),
-    ("RNN training over torch", lambda p: (p.cell, p.mode) == ("rnn", "training"), ("torch",)),
+    ("inference, hotloop over the best peer", lambda problem: problem.mode == "inference", None),
+    ("training, hotloop over the best of torch and jax", lambda problem: problem.mode == "training", ("torch", "jax")),
+    ("GRU training, hotloop over torch", lambda p: (p.cell, p.mode) == ("gru", "training"), ("torch",)),
+    ("RNN training, hotloop over torch", lambda p: (p.cell, p.mode) == ("rnn", "training"), ("torch",)),
 )
 
 
@@ -282,13 +294,17 @@ def _problems(count: int) -> str:
     return f"{count} problem{'' if count == 1 else 's'}"
 
 
-def _least(share: Share, write: Callable[[float], str]) -> str:
+def _figures(share: Share, write: Callable[[float], str], middle: float, unit: str, kind: str) -> str:
+    """Write the middle and the least, which are one where there is one problem, and how many miss the goal."""
+    count = len(share.values)
     name = min(share.values, key=lambda name: share.values[name])
-    text = f", least {write(share.values[name])} ({name})"
+    text = f"{write(middle)}{unit}, {kind} of {_problems(count)}; least {write(share.values[name])} ({name})"
+    if count == 1:
+        text = f"{write(middle)}{unit} ({name})"
     if share.bar is not None:
         below = sum(value < share.bar for value in share.values.values())
-        return f"{text}; {below} of {len(share.values)} below {write(share.bar)}"
-    return f"{text}; {_problems(len(share.values))}"
+        text += f"; {below} of {count} below the project's own goal of {write(share.bar)}"
+    return text
 
 
 def _rise(rows: Sequence[MemoryRow]) -> tuple[float, str]:
@@ -305,6 +321,27 @@ def _rise(rows: Sequence[MemoryRow]) -> tuple[float, str]:
     return rise / max(more, 1 << 20), text
 
 
+BUSY = 0.5  # load average of the last minute, a processor, above which figures are not for quoting
+
+
+def processors(record: Mapping[str, Any]) -> int:
+    """Return the processors of the machine; records of before have those that our last worker might run on."""
+    environment = record["environment"]
+    return int(environment.get("processors", environment["hotloop"]["processors"]))
+
+
+def busy(record: Mapping[str, Any]) -> str | None:
+    """Say that the machine was not quiet when the measurement started; None where it was."""
+    load, count = record["environment"]["load"], processors(record)
+    if load <= BUSY * count:
+        return None
+    return (
+        f"When the measurement started, other work was running or had just ended, as an installation has (load "
+        f"average of the last minute: {load:g}, on {count} processor{'' if count == 1 else 's'}). For figures to "
+        "quote, run it again when the machine is quiet."
+    )
+
+
 def remarks(record: Mapping[str, Any]) -> list[str]:
     """List what a reader must know beside the figures: who was missing, refused, failed or was wrong, and where."""
     found: dict[str, list[str]] = {}
@@ -316,8 +353,8 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
                 mode = problem_of(case).mode
                 # What a library cannot do at all is said once, what went wrong is said with its problem.
                 where = mode if candidate["status"] == "unsupported" else case["problem"]["name"]
-                found.setdefault(f"{candidate['name']}, {text}", []).append(where)
-    lines = [f"{peer}: not installed" for peer in record["environment"]["not_installed"]]
+                found.setdefault(f"{label(candidate['name'])}, {text}", []).append(where)
+    lines = [f"{label(peer)}: not installed" for peer in record["environment"]["not_installed"]]
     for text, places in found.items():
         names = list(dict.fromkeys(places))
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -374,6 +411,12 @@ def memory_cells(row: MemoryRow) -> tuple[str, ...]:
     return (*computed, format_bytes(row.kept), *map(format_bytes, (row.forward, row.peak, row.rest)))
 
 
+def format_date(text: str) -> str:
+    """Write the date of a record for people, in UTC."""
+    when = datetime.fromisoformat(text).astimezone(timezone.utc)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
 MEMORY_HEADS = (*memory.NAMES, "kept, computed", "after forward, measured", "peak, measured", "rest")
 
 
@@ -388,22 +431,44 @@ def format_interval(interval: stats.Interval | None) -> str:
 
 def format_candidate(candidate: CandidateRecord | None) -> str:
     """Write name and threads."""
-    return "-" if candidate is None else f"{candidate['name']} {candidate['threads']}t"
+    return "-" if candidate is None else f"{label(candidate['name'])} {candidate['threads']}t"
+
+
+COLUMNS = (
+    "problem", "threads", "time", "best peer", "speed-up", "best over best", "GF/s", "steps/s", "hotloop (numba)",
+    "of roof",
+)  # fmt: skip
+
+# What names and columns mean, for the terminal and the report.
+MEANINGS = {
+    "problem": "T is the sequence length, B the batch, I the input size, H the hidden size; L2: two layers, bi: both "
+    "directions, float64: in place of float32; training is forward and backward with all gradients",
+    "best peer": "the fastest of the other libraries at the same number of threads; 1t: on one thread, 2t: on two",
+    "speed-up": "how many times as fast as the best peer hotloop is: the median of the ratios of interleaved rounds "
+    "(95 % bootstrap interval)",
+    "best over best": "the same with both at their best number of threads, once a problem",
+    "GF/s": "10^9 floating-point operations a second, those of the matrix products only",
+    "steps/s": "time steps of the whole batch a second",
+    "hotloop (numba)": "hotloop's own numba backend, for where there is no compiler; hotloop (numpy) is its "
+    "specification in NumPy",
+    "of roof": "the least time that the machine's limits allow (its roof: peak and bandwidths, measured in the same "
+    "run), on that many threads, over ours",
+}
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """Write what every table of cases shows of a row after its problem: threads to fraction of the roof."""
+    """Write what every table of cases shows of a row after its problem: the rest of `COLUMNS`."""
     overall = "" if row.overall is None else format_interval(row.overall)
     if row.overall_peer is not None:
         overall += f" {format_candidate(row.overall_peer)}"
     return (
         str(row.threads),
         format_seconds(row.seconds),
-        f"{row.gigaflops:.3g}",
-        format_count(row.steps_per_second),
         format_candidate(row.peer),
         format_interval(row.speedup),
         overall,
+        f"{row.gigaflops:.3g}",
+        format_count(row.steps_per_second),
         "-" if row.numba_seconds is None else format_seconds(row.numba_seconds),
         "-" if row.of_roof is None else f"{row.of_roof:.0%}",
     )

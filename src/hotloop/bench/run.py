@@ -237,5 +237,6 @@ def describe_machine() -> dict[str, Any]:
         "lscpu": lscpu,
         "platform": platform.platform(),
         "python": platform.python_version(),
+        "processors": os.cpu_count() or 1,
         "load": round(os.getloadavg()[0], 2),
     }

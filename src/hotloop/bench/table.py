@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,14 +11,9 @@ from rich.table import Table
 
 from . import results
 
-COLUMNS = (
-    "problem", "threads", "time", "GF/s", "steps/s", "best peer", "speed-up", "over the best of all", "our numba",
-    "of roof",
-)  # fmt: skip
-RIGHT = {"threads", "time", "GF/s", "steps/s", "our numba", "of roof"}
-LEFT_OUT_WHERE_NARROW = {"GF/s", "steps/s", "over the best of all", "our numba"}
-WIDE, NARROWEST = 150, 100  # columns that all of the table needs, and what is left of it
-BUSY = 0.5  # load average from which timings are not to be trusted
+RIGHT = {"threads", "time", "GF/s", "steps/s", "hotloop (numba)", "of roof"}
+LEFT_OUT_WHERE_NARROW = {"GF/s", "steps/s", "best over best", "hotloop (numba)"}
+NARROWEST = 100  # columns that tables get where the terminal has less
 
 
 def print_results(record: Mapping[str, Any], console: Console, *, show_roof: bool = False) -> None:
@@ -26,49 +21,57 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
     about = record["environment"]["hotloop"]
     console.print(
         f"hotloop {about['version']}, {about['backend']} backend ({about['variant']}), {about['processor']}, "
-        f"{record['date']}",
+        f"{results.format_date(record['date'])}",
         highlight=False,
         markup=False,
     )
     # In a narrow terminal some columns are left out and the rest may wrap: no figure is ever cut short.
-    shown = [name for name in COLUMNS if console.width >= WIDE or name not in LEFT_OUT_WHERE_NARROW]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    shown: Sequence[str] = results.COLUMNS
+    table = _case_table(record, shown)
+    if _width(table, console) > console.width:
+        shown = [name for name in shown if name not in LEFT_OUT_WHERE_NARROW]
+        table = _case_table(record, shown)
+    _print_whole(table, console, _width(table, console))
     for name in shown:
-        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True)
-
-    def add_row(*cells: str) -> None:
-        table.add_row(*(cell for name, cell in zip(COLUMNS, cells, strict=True) if name in shown))
-
-    for case in record["cases"]:
-        lines = list(results.rows(case))
-        if not lines:
-            add_row(case["problem"]["name"], *["-"] * (len(COLUMNS) - 1))
-        for row in lines:
-            add_row(row.problem.name if row is lines[0] else "", *results.cells(row))
-    _print_whole(table, console)
-    console.print(
-        "speed-up: how many times faster than the best peer at the same number of threads, and, once a problem, our "
-        "best over the best of all;\nmedian of the ratios of interleaved rounds (95 % bootstrap interval). of roof: "
-        "the time that the machine's limits allow, on that many threads, over ours. GF/s: products only.",
-        style="dim",
-        highlight=False,
-    )
+        if name in results.MEANINGS:
+            console.print(f"{name}: {results.MEANINGS[name]}", style="dim", highlight=False, markup=False)
     if show_roof:
         _print_roof(record, console)
     if any("memory" in case for case in record["cases"]):
         _print_memory(record, console)
     _print_summary(record, console)
-    if record["environment"]["load"] > BUSY:
-        load = record["environment"]["load"]
-        console.print(f"The machine was busy at the start (load {load}): do not quote these figures.", highlight=False)
+    if busy := results.busy(record):
+        console.print(busy, highlight=False, markup=False)
     for remark in results.remarks(record):
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_whole(table: Table, console: Console) -> None:
+def _case_table(record: Mapping[str, Any], shown: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in shown:
+        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True)
+
+    def add_row(*cells: str) -> None:
+        table.add_row(*(cell for name, cell in zip(results.COLUMNS, cells, strict=True) if name in shown))
+
+    for case in record["cases"]:
+        lines = list(results.rows(case))
+        if not lines:
+            add_row(case["problem"]["name"], *["-"] * (len(results.COLUMNS) - 1))
+        for row in lines:
+            add_row(row.problem.name if row is lines[0] else "", *results.cells(row))
+    return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """Return the columns a table needs for all of its cells to stay whole."""
+    return console.measure(table, options=console.options.update(width=1000)).maximum
+
+
+def _print_whole(table: Table, console: Console, least: int = NARROWEST) -> None:
     """Print a table that needs some width even where the terminal has less: then lines wrap."""
     width = console.width
-    console.width = max(width, NARROWEST)
+    console.width = max(width, least)
     console.print(table, highlight=False, crop=False)
     console.width = width
 
@@ -121,8 +124,8 @@ def _print_summary(record: Mapping[str, Any], console: Console) -> None:
     lines = results.summary(record)
     if not lines:
         return
-    table = Table(title="summary of the judged problems, our best number of threads over each peer's best",
-                  title_justify="left", box=None, pad_edge=False, show_header=False)  # fmt: skip
+    table = Table(title=results.SUMMARY_TITLE, title_justify="left", box=None, pad_edge=False,
+                  show_header=False)  # fmt: skip
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for what, figures in lines:
