@@ -322,7 +322,9 @@ def test_what_is_computed_is_what_training_keeps(cell):
     problem = replace(SMALL, cell=cell, num_layers=2, bidirectional=True)
     inputs = check.make_inputs(problem)
     layer = check.make_layer(problem, inputs)
-    output, _, stack = layer._run(inputs.x, None, None, None, 1, out=None, training=True, seed=None)
+    (output, _), stack = layer._run(
+        inputs.x, None, None, None, None, "zeros", False, 1, out=None, training=True, seed=None
+    )
     kept = {"gates": 0, "c": 0}
     for recurrences in stack.recurrences:
         for recurrence in recurrences:
