@@ -98,8 +98,8 @@ int32_t hotloop_forward_short(hotloop_forward_args *args, int64_t count, void *w
 int32_t hotloop_backward_short(hotloop_backward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
 
 /* One such recurrence forward, for inference, with arrays that lie one after the other: x [T,B,I] and output [T,B,H]
-   contiguous, of one length, without resets. The rest is as `like` has it, which must hold packed weights. It needs no workspace, and leaves a call alone
-   that is not short or would need more than 16 KiB: HOTLOOP_WORKSPACE_TOO_SMALL.                                       */
+   contiguous, of one length, without resets. The rest is as `like` has it, which must hold packed weights. It needs no
+   workspace, and leaves a call alone that is not short or would need more than 16 KiB: HOTLOOP_WORKSPACE_TOO_SMALL.    */
 int32_t hotloop_forward_step(const hotloop_forward_args *like, int64_t seq_len, int64_t batch_size, const void *x,
                              const void *h0, const void *c0, void *output, void *h_n, void *c_n);
 
@@ -124,8 +124,9 @@ int32_t hotloop_backward_flat(
     int64_t output_stride_b, const void *gates, const void *c, const int64_t *lengths, const int64_t *offsets,
     const uint8_t *resets, int64_t resets_stride_t, int64_t resets_stride_b, int32_t reset_to_initial,
     const void *grad_output, int64_t grad_output_stride_t, int64_t grad_output_stride_b, const void *grad_h_n,
-    const void *grad_c_n, const void *grad_c, void *grad_x, int64_t grad_x_stride_t, int64_t grad_x_stride_b, void *grad_weight_ih, void *grad_weight_hh, void *grad_bias_ih, void *grad_bias_hh,
-    void *grad_h0, void *grad_c0, int32_t threads, void *workspace, int64_t workspace_bytes);
+    const void *grad_c_n, const void *grad_c, void *grad_x, int64_t grad_x_stride_t, int64_t grad_x_stride_b,
+    void *grad_weight_ih, void *grad_weight_hh, void *grad_bias_ih, void *grad_bias_hh, void *grad_h0, void *grad_c0,
+    int32_t threads, void *workspace, int64_t workspace_bytes);
 
 /* Weights packed once for many calls: inference. Cell, dtype, sizes and weights of args are read. */
 int64_t hotloop_packed_bytes(const hotloop_forward_args *args);
