@@ -251,10 +251,18 @@ struct BackwardRun {
     run.s1 = f.seq_len - args.cursor;
     run.s0 = run.s1 - steps;
     run.rows_of.carve(carver);
-    int64_t* const places = carver.take<int64_t>(10 * B);
-    int64_t** const tables[] = {&run.states, &run.nowhere,   &run.of_x,           &run.of_output, &run.of_gates,
-                                &run.of_c,   &run.of_resets, &run.of_grad_output, &run.of_grad_c, &run.of_grad_x};
-    for (int table = 0; table < 10; ++table) *tables[table] = places + table * B;
+    int64_t* places = carver.take<int64_t>(10 * B);
+    const auto table = [&places, B] { return places += B, places - B; };
+    run.states = table();
+    run.nowhere = table();
+    run.of_x = table();
+    run.of_output = table();
+    run.of_gates = table();
+    run.of_c = table();
+    run.of_resets = table();
+    run.of_grad_output = table();
+    run.of_grad_c = table();
+    run.of_grad_x = table();
     // One line more than a whole number of them keeps rows of 4 KiB from meeting in the same sets of the cache.
     run.row_stride = (Cell::kGradients * H + kL - 1) / kL * kL + 64 / (int64_t)sizeof(T);
     const int64_t rows = chunk_rows(args);

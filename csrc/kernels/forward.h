@@ -244,10 +244,16 @@ struct ForwardRun {
     const int64_t B = args.batch_size, rows = (B + shares - 1) / shares;
     ForwardRun run(args, chunk_steps(args, rows));
     run.rows_of.carve(carver);
-    int64_t* const places = carver.take<int64_t>(8 * B);
-    int64_t** const tables[] = {&run.states,   &run.nowhere, &run.of_x,      &run.of_output,
-                                &run.of_gates, &run.of_c,    &run.of_resets, &run.of_projected};
-    for (int table = 0; table < 8; ++table) *tables[table] = places + table * B;
+    int64_t* places = carver.take<int64_t>(8 * B);
+    const auto table = [&places, B] { return places += B, places - B; };
+    run.states = table();
+    run.nowhere = table();
+    run.of_x = table();
+    run.of_output = table();
+    run.of_gates = table();
+    run.of_c = table();
+    run.of_resets = table();
+    run.of_projected = table();
     run.zeros = carver.take<T>(args.hidden_size);
     if (args.packed == nullptr) {
       run.packed = PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);

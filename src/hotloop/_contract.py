@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -121,6 +121,7 @@ class Forward:
     c: Array | None  # [T, B, H], strided as output may be
     ragged: Ragged | None = None
     resets: Resets | None = None
+    kept: Any = field(default=None, init=False)  # what a backend's forward leaves for its own backward; not in a copy
 
     @property
     def cell(self) -> Cell:
@@ -747,24 +748,32 @@ def make_vjp(run: Callable[..., Any], has_c: bool, every_c: bool) -> Callable[..
     """The function that users call: `run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)` with the arguments that a cell
     has; `grad_c` where c of every step was returned.
     """  # fmt: skip
+    if every_c:
 
-    def vjp(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Any:
-        return run(grad_output, grad_h_n, None, None, wrt)
+        def vjp(
+            grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, grad_c: Any = None, *,
+            wrt: Iterable[str] | None = None,
+        ) -> Any:  # fmt: skip
+            return run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)
 
-    def vjp_of_lstm(
+        return vjp
+    return _vjp_of_lstm(run) if has_c else _vjp_without_c(run)
+
+
+def _vjp_of_lstm(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(
         grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
     ) -> Any:
         return run(grad_output, grad_h_n, grad_c_n, None, wrt)
 
-    def vjp_of_states(
-        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, grad_c: Any = None, *,
-        wrt: Iterable[str] | None = None,
-    ) -> Any:  # fmt: skip
-        return run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)
+    return vjp
 
-    made = vjp_of_states if every_c else vjp_of_lstm if has_c else vjp
-    made.__name__ = made.__qualname__ = "vjp"
-    return made
+
+def _vjp_without_c(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Any:
+        return run(grad_output, grad_h_n, None, None, wrt)
+
+    return vjp
 
 
 def make_backward(

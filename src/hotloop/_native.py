@@ -171,9 +171,14 @@ def _set_forward(target: Any, args: Forward) -> None:
 
 
 def _backward_fields(args: Backward) -> tuple[Any, ...]:
-    """The struct but for what `_set_forward` sets, in the order of hotloop_decls.h."""
+    """The struct, in the order of hotloop_decls.h."""
+    kept = args.forward.kept
+    if kept is None:  # another backend ran forward
+        kept = ffi.new(_FORWARD, [_head(args.forward.weights)]), 0
+        _set_forward(kept[0][0], args.forward)
+    targets, index = kept
     return (
-        _head(args.forward.weights),
+        targets[index],
         *_sequence(args.grad_output),
         _address(args.grad_h_n),
         _address(args.grad_c_n),
@@ -220,13 +225,12 @@ def forward(recurrences: Sequence[Forward], threads: int) -> None:
         packed = args.packed
         targets[index] = _head(args.weights) if packed is None else packed.struct
         _set_forward(targets[index], args)
+        args.kept = targets, index  # backward takes it as it is, 3 us sooner than another
     _run(_FORWARD_CALLS, targets, count, threads)
 
 
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
     targets = ffi.new(_BACKWARD, [_backward_fields(args) for args in recurrences])
-    for index, args in enumerate(recurrences):
-        _set_forward(targets[index].forward, args.forward)
     _run(_BACKWARD_CALLS, targets, len(recurrences), threads)
 
 
