@@ -374,7 +374,7 @@ def test_full_lengths_are_none(cell, variant):
 INTEGERS = [list, tuple, torch.tensor, np.int8, np.uint8, np.uint64, ">i4"]
 
 
-@pytest.mark.parametrize("kind", INTEGERS, ids=str)
+@pytest.mark.parametrize("kind", INTEGERS, ids=lambda kind: getattr(kind, "__name__", kind))
 def test_kinds_of_integers(kind, numpy_backend):
     case = Case("gru", "float32", 9, 7, 5, 6)
     data = data_of(case)

@@ -18,6 +18,13 @@ constexpr double kChunkNs = 40e6;
 
 constexpr int kInOrder[] = {0, 1, 2, 3};
 
+// One row of a step.
+template <class T>
+struct BackwardRow {
+  T *gradients, *carry;
+  const T *grad_output, *grad_c, *gates, *h, *h_prev, *c, *c_prev;
+};
+
 template <class T>
 struct BackwardStep {
   const T* next;  // [B, row_stride] dG of the step after
@@ -32,7 +39,24 @@ struct BackwardStep {
 
   HOTLOOP_INLINE bool begins(int64_t row) const { return resets.start != nullptr && *resets[row] != 0; }
   HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? episodes->h[row] : h_prev[row]; }
-  HOTLOOP_INLINE const T* c_before(int64_t row) const { return begins(row) ? episodes->c[row] : c_prev[row]; }
+
+  // Where the row lies, looked up once, before anything is stored.
+  template <class Cell>
+  HOTLOOP_INLINE BackwardRow<T> at(int64_t row) const {
+    BackwardRow<T> at{};
+    at.gradients = gradients + row * row_stride;
+    if (grad_output.start != nullptr) at.grad_output = grad_output[row];
+    if constexpr (Cell::kSaved > 0) at.gates = gates[row];
+    if constexpr (Cell::kBackwardReadsH) at.h = h[row];
+    if constexpr (Cell::kCarriesH) at.h_prev = h_before(row);
+    if constexpr (Cell::kHasC) {
+      if (grad_c.start != nullptr) at.grad_c = grad_c[row];
+      at.c = c[row];
+      at.c_prev = begins(row) ? episodes->c[row] : c_prev[row];
+    }
+    if constexpr (Cell::kHasC || Cell::kCarriesH) at.carry = carry[row];
+    return at;
+  }
 };
 
 // Blocks of dG that the second pass of a step gives, if there is one.
@@ -40,24 +64,22 @@ template <class Cell>
 constexpr int kLateGradients = Cell::kOfH < Cell::kGates ? 1 : 0;
 
 template <class Cell, class T>
-HOTLOOP_INLINE void cell_backward(const BackwardStep<T>& step, int64_t H, int64_t row, int64_t unit, Part<T> part,
-                                  Vector<T> dh) {
+HOTLOOP_INLINE void cell_backward(const BackwardRow<T>& row, int64_t H, int64_t unit, Part<T> part, Vector<T> dh) {
   constexpr int S = Cell::kSaved;
-  if (step.grad_output.start != nullptr) dh = dh + part.load(step.grad_output[row] + unit);
+  if (row.grad_output != nullptr) dh = dh + part.load(row.grad_output + unit);
   Vector<T> saved[S + 1], h{}, h_prev{}, c{}, c_prev{}, carry{}, da[Cell::kGradients];
-  for (int s = 0; s < S; ++s) saved[s] = part.load(step.gates[row] + s * H + unit);
-  if constexpr (Cell::kBackwardReadsH) h = part.load(step.h[row] + unit);
-  if constexpr (Cell::kCarriesH) h_prev = part.load(step.h_before(row) + unit);
+  for (int s = 0; s < S; ++s) saved[s] = part.load(row.gates + s * H + unit);
+  if constexpr (Cell::kBackwardReadsH) h = part.load(row.h + unit);
+  if constexpr (Cell::kCarriesH) h_prev = part.load(row.h_prev + unit);
   if constexpr (Cell::kHasC) {
-    c = part.load(step.c[row] + unit);
-    c_prev = part.load(step.c_before(row) + unit);
-    carry = part.load(step.carry[row] + unit);
-    if (step.grad_c.start != nullptr) carry = carry + part.load(step.grad_c[row] + unit);
+    c = part.load(row.c + unit);
+    c_prev = part.load(row.c_prev + unit);
+    carry = part.load(row.carry + unit);
+    if (row.grad_c != nullptr) carry = carry + part.load(row.grad_c + unit);
   }
   Cell::backward(saved, h, h_prev, c_prev, c, dh, carry, da);
-  T* const gradients = step.gradients + row * step.row_stride + unit;
-  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(gradients + j * H, da[j]);
-  if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(step.carry[row] + unit, carry);
+  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(row.gradients + j * H + unit, da[j]);
+  if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(row.carry + unit, carry);
 }
 
 // Asks for what the cell will read of a row, while the product before it runs: it was saved long ago and comes from memory.
@@ -99,17 +121,26 @@ HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight
   multiply<MR, NB, 1>(acc, next, weight_hh + block * depth * kL, depth * kL, depth, [&](int r) HOTLOOP_LAMBDA {
     if (step.gradients != nullptr) prefetch_cell<Cell, NB>(step, H, row + r, block * kL);
   });
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
+  for (int r = 0; r < MR; ++r) {
+    const bool ends = step.cuts.start != nullptr && *step.cuts[row + r] != 0;
+    BackwardRow<T> at{};
+    T* dh_to = nullptr;
+    if (step.gradients != nullptr) {
+      at = step.template at<Cell>(row + r);
+    } else {
+      if constexpr (Cell::kCarriesH) at.carry = step.carry[row + r];
+      dh_to = step.dh[row + r];
+    }
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       Vector<T> dh = acc[r][b];
-      if constexpr (Cell::kCarriesH) dh = dh + part.load(step.carry[row + r] + unit);
-      if (step.cuts.start != nullptr && *step.cuts[row + r] != 0) dh = cut<Cell>(step, row + r, unit, part, dh);
-      if (step.gradients != nullptr) {
-        cell_backward<Cell>(step, H, row + r, unit, part, dh);
+      if constexpr (Cell::kCarriesH) dh = dh + part.load(at.carry + unit);
+      if (ends) dh = cut<Cell>(step, row + r, unit, part, dh);
+      if (dh_to == nullptr) {
+        cell_backward<Cell>(at, H, unit, part, dh);
       } else {
-        part.store(step.dh[row + r] + unit, dh);
+        part.store(dh_to + unit, dh);
       }
     }
   }
@@ -126,18 +157,17 @@ HOTLOOP_NOINLINE void reset_tile(const BackwardStep<T>& step, const T* weight_re
   const T* a[MR];
   for (int r = 0; r < MR; ++r) a[r] = step.gradients + (row + r) * step.row_stride + Cell::kOfH * H;
   multiply<MR, NB, 1>(acc, a, weight_reset + block * depth * kL, depth * kL, depth);
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
+  for (int r = 0; r < MR; ++r) {
+    const BackwardRow<T> at = step.template at<Cell>(row + r);
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       Vector<T> saved[S];
-      for (int s = 0; s < S; ++s) saved[s] = part.load(step.gates[row + r] + s * H + unit);
-      T* const carried = step.carry[row + r] + unit;
-      Vector<T> carry = part.load(carried);
-      const Vector<T> h_prev = part.load(step.h_before(row + r) + unit);
-      part.store(step.gradients + (row + r) * step.row_stride + unit,
-                 Cell::backward_reset(saved, h_prev, acc[r][b], carry));
-      part.store(carried, carry);
+      for (int s = 0; s < S; ++s) saved[s] = part.load(at.gates + s * H + unit);
+      Vector<T> carry = part.load(at.carry + unit);
+      const Vector<T> h_prev = part.load(at.h_prev + unit);
+      part.store(at.gradients + unit, Cell::backward_reset(saved, h_prev, acc[r][b], carry));
+      part.store(at.carry + unit, carry);
     }
   }
 }
@@ -593,9 +623,10 @@ struct BackwardRows {
       backward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.weight_hh, H, row, block);
     });
     for (int64_t row = continued; row < count; ++row) {
+      const BackwardRow<T> at = step.template at<Cell>(row);
       for (int64_t block = slice.first; block < slice.last; ++block) {
         const Part<T> part(H - block * kL);
-        cell_backward<Cell>(step, H, row, block * kL, part, part.load(step.dh[row] + block * kL));
+        cell_backward<Cell>(at, H, block * kL, part, part.load(step.dh[row] + block * kL));
       }
     }
   }

@@ -92,24 +92,24 @@ HOTLOOP_NOINLINE void gates_tile(const ForwardStep<T>& step, const PackedWeights
   constexpr int G = Cell::kOfH, kL = kLanes<T>;
   Vector<T> acc[MR][NB * G];
   const T* h_prev[MR];
-  for (int r = 0; r < MR; ++r) h_prev[r] = step.h_before(row + r);
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
-      const T* const projected = step.projected[row + r] + unit;
-      for (int g = 0; g < G; ++g) acc[r][b * G + g] = part.load(projected + g * H);
+  for (int r = 0; r < MR; ++r) {
+    h_prev[r] = step.h_before(row + r);
+    const T* const projected = step.projected[row + r];
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
+      for (int g = 0; g < G; ++g) acc[r][b * G + g] = part.load(projected + g * H + unit);
     }
   }
   multiply<MR, NB, G>(acc, h_prev, packed.weight_hh + block * H * G * kL, H * G * kL, H);
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
+  for (int r = 0; r < MR; ++r) {
+    T *const reset_h = step.reset_h + (row + r) * H, *const gates = step.gates[row + r];
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       Vector<T> saved[G];
-      part.store(step.reset_h + (row + r) * H + unit, Cell::gates(&acc[r][b * G], part.load(h_prev[r] + unit), saved));
-      T* const gates = step.gates[row + r] + unit;
-      for (int g = 0; g < G; ++g) part.store(gates + g * H, saved[g]);
+      part.store(reset_h + unit, Cell::gates(&acc[r][b * G], part.load(h_prev[r] + unit), saved));
+      for (int g = 0; g < G; ++g) part.store(gates + g * H + unit, saved[g]);
     }
   }
 }
@@ -125,43 +125,41 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
   for (int r = 0; r < MR; ++r) {
     h_prev[r] = step.h_before(row + r);
     operand[r] = kSecond ? step.reset_h + (row + r) * H : h_prev[r];
-  }
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
-      const T* const projected = step.projected[row + r] + unit;
+    const T* const projected = step.projected[row + r];
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       for (int g = 0; g < G; ++g) {
         acc[r][b * G + g] =
-            g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + (kFirst + g) * H);
+            g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + (kFirst + g) * H + unit);
       }
     }
   }
   const T* const weight = kSecond ? packed.weight_reset : packed.weight_hh;
   multiply<MR, NB, G>(acc, operand, weight + block * H * G * kL, H * G * kL, H,
                       [&](int r) HOTLOOP_LAMBDA { step.template ask<Cell, NB>(H, row + r, block * kL); });
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
+  for (int r = 0; r < MR; ++r) {  // where a row lies is looked up once, before anything is stored
+    const T *const projected = step.projected[row + r], *c_prev = nullptr;
+    T *const h = step.h[row + r], *const gates = step.gates.start ? step.gates[row + r] : nullptr, *c_to = nullptr;
+    if constexpr (Cell::kHasC) {
+      c_prev = step.c_before(row + r);
+      c_to = step.c[row + r];
+    }
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       Vector<T> c{}, before{}, apart{}, saved[Cell::kSaved + 1];
-      if constexpr (Cell::kHasC) c = part.load(step.c_before(row + r) + unit);
+      if constexpr (Cell::kHasC) c = part.load(c_prev + unit);
       if constexpr (Cell::kCarriesH) before = part.load(h_prev[r] + unit);
-      if constexpr (Cell::kApart >= 0) {
-        apart = part.load(step.projected[row + r] + Cell::kApart * H + unit);
-      }
+      if constexpr (Cell::kApart >= 0) apart = part.load(projected + Cell::kApart * H + unit);
       if constexpr (kSecond) {
-        for (int g = 0; g < kFirst; ++g) {
-          saved[g] = part.load(step.gates[row + r] + g * H + unit);
-        }
+        for (int g = 0; g < kFirst; ++g) saved[g] = part.load(gates + g * H + unit);
       }
-      const Vector<T> h = Cell::forward(&acc[r][b * G], apart, before, c, saved);
-      part.store(step.h[row + r] + unit, h);
-      if constexpr (Cell::kHasC) part.store(step.c[row + r] + unit, c);
+      part.store(h + unit, Cell::forward(&acc[r][b * G], apart, before, c, saved));
+      if constexpr (Cell::kHasC) part.store(c_to + unit, c);
       if constexpr (Cell::kSaved > 0) {
-        if (step.gates.start != nullptr) {
-          T* const gates = step.gates[row + r] + unit;
-          for (int s = kFirst; s < Cell::kSaved; ++s) part.store(gates + s * H, saved[s]);
+        if (gates != nullptr) {
+          for (int i = kFirst; i < Cell::kSaved; ++i) part.store(gates + i * H + unit, saved[i]);
         }
       }
     }

@@ -748,16 +748,19 @@ def make_vjp(run: Callable[..., Any], has_c: bool, every_c: bool) -> Callable[..
     """The function that users call: `run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)` with the arguments that a cell
     has; `grad_c` where c of every step was returned.
     """  # fmt: skip
-    if every_c:
+    vjp = (_vjp_of_states if every_c else _vjp_of_lstm if has_c else _vjp_without_c)(run)
+    vjp.__qualname__ = "vjp"
+    return vjp
 
-        def vjp(
-            grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, grad_c: Any = None, *,
-            wrt: Iterable[str] | None = None,
-        ) -> Any:  # fmt: skip
-            return run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)
 
-        return vjp
-    return _vjp_of_lstm(run) if has_c else _vjp_without_c(run)
+def _vjp_of_states(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(
+        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, grad_c: Any = None, *,
+        wrt: Iterable[str] | None = None,
+    ) -> Any:  # fmt: skip
+        return run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)
+
+    return vjp
 
 
 def _vjp_of_lstm(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -172,11 +172,11 @@ def _set_forward(target: Any, args: Forward) -> None:
 
 def _backward_fields(args: Backward) -> tuple[Any, ...]:
     """The struct, in the order of hotloop_decls.h."""
-    kept = args.forward.kept
-    if kept is None:  # another backend ran forward
-        kept = ffi.new(_FORWARD, [_head(args.forward.weights)]), 0
-        _set_forward(kept[0][0], args.forward)
-    targets, index = kept
+    forward = args.forward
+    if forward.kept is None:  # another backend ran it
+        forward.kept = ffi.new(_FORWARD, [_head(forward.weights)]), 0
+        _set_forward(forward.kept[0][0], forward)
+    targets, index = forward.kept
     return (
         targets[index],
         *_sequence(args.grad_output),
