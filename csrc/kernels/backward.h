@@ -408,7 +408,10 @@ struct BackwardRun {
     }
     if (args.grad_x) {
       input_gradient(rows * index / count, rows * (index + 1) / count);
-      if (f.lengths && s0 == 0) clear_input_gradient(f.batch_size * index / count, f.batch_size * (index + 1) / count);
+      if (f.lengths && s0 == 0) {
+        clear_padding<T>(f, args.grad_x, args.grad_x_stride_t, args.grad_x_stride_b, f.batch_size * index / count,
+                         f.batch_size * (index + 1) / count, 0, f.input_size);
+      }
     }
   }
 
@@ -439,13 +442,6 @@ struct BackwardRun {
       }
       before = after;
       last = first - 1;
-    }
-  }
-
-  void clear_input_gradient(int64_t from, int64_t to) const {
-    const Sequence<T> sequence = grad_x();
-    for (int64_t row = from; row < to; ++row) {
-      clear_padding(args.forward, sequence, row, rows_of.lengths[row], 0, args.forward.input_size);
     }
   }
 

@@ -448,7 +448,6 @@ struct ForwardRows {
     const int64_t H = args.hidden_size, unit = slice.first * kLanes<T>;
     const int64_t last = slice.last * kLanes<T> < H ? slice.last * kLanes<T> : H;
     const size_t bytes = (size_t)(last - unit) * sizeof(T);
-    const bool padded = args.lengths != nullptr;
     for (int64_t row = 0; row < share.count; ++row) {
       const int64_t length = run.rows_of.length(share, row), state = run.states[share.begin + row] + unit;
       const T* const h = length > 0 ? output.at(length - 1, row) : h_first[row];
@@ -457,9 +456,12 @@ struct ForwardRows {
         const T* const from = length > 0 ? c.at(length - 1, row) : c_first[row];
         __builtin_memcpy(static_cast<T*>(args.c_n) + state, from + unit, bytes);
       }
-      if (padded) clear_padding(args, output, row, length, unit, last);
-      if (padded && Cell::kHasC && args.c) clear_padding(args, c, row, length, unit, last);
     }
+    if (args.lengths == nullptr) return;
+    // Of the padding too every share has a part, which need not be that of its rows.
+    const int64_t from = share.begin, to = from + share.count;
+    clear_padding<T>(args, args.output, args.output_stride_t, args.output_stride_b, from, to, unit, last);
+    if (Cell::kHasC && args.c) clear_padding<T>(args, args.c, args.c_stride_t, args.c_stride_b, from, to, unit, last);
   }
 };
 

@@ -52,7 +52,6 @@ struct Sequence {
 
   HOTLOOP_INLINE StepRows<T> rows(int64_t s) const { return {start + s * step, places}; }
   HOTLOOP_INLINE T* at(int64_t s, int64_t row) const { return start + s * step + places[row]; }
-  HOTLOOP_INLINE Sequence of(int64_t begin) const { return {start, step, places + begin}; }
 };
 
 // The rows of one share: row k of it is in the tables at begin + k, and in the canonical order first + k * every.
@@ -155,13 +154,26 @@ struct ChunkRows {
   HOTLOOP_INLINE T* at(int64_t row) const { return sequence.at(first_step + row / rows_a_step, row % rows_a_step); }
 };
 
-// Zeros behind the end of a row of `length` steps: elements from..to-1 of the places that no step has.
+// Zeros behind the ends of the caller's rows first..last-1: elements from..to-1 of the places that no step has. In the order
+// of memory: row by row of the batch, RNN forward T200 B32 H128, half of it padding, took 0.24 of 1.5 ms for it.
 template <class T>
-HOTLOOP_INLINE void clear_padding(const hotloop_forward_args& args, const Sequence<T>& sequence, int64_t row,
-                                  int64_t length, int64_t from, int64_t to) {
-  for (int64_t i = 0; i < args.seq_len - length; ++i) {
-    T* const at = sequence.at(args.reverse ? -1 - i : length + i, row);
-    __builtin_memset(at + from, 0, (size_t)(to - from) * sizeof(T));
+HOTLOOP_INLINE void clear_padding(const hotloop_forward_args& args, void* sequence, int64_t stride_t, int64_t stride_b,
+                                  int64_t first, int64_t last, int64_t from, int64_t to) {
+  T* const start = static_cast<T*>(sequence) + from;
+  const size_t bytes = (size_t)(to - from) * sizeof(T);
+  const bool by_row = (stride_t < 0 ? -stride_t : stride_t) < (stride_b < 0 ? -stride_b : stride_b);
+  int64_t shortest = args.seq_len;
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t length = args.lengths[row];
+    if (length < shortest) shortest = length;
+    for (int64_t time = length; by_row && time < args.seq_len; ++time) {
+      __builtin_memset(start + time * stride_t + row * stride_b, 0, bytes);
+    }
+  }
+  for (int64_t time = shortest; !by_row && time < args.seq_len; ++time) {
+    for (int64_t row = first; row < last; ++row) {
+      if (args.lengths[row] <= time) __builtin_memset(start + time * stride_t + row * stride_b, 0, bytes);
+    }
   }
 }
 
