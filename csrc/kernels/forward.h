@@ -125,41 +125,43 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
   for (int r = 0; r < MR; ++r) {
     h_prev[r] = step.h_before(row + r);
     operand[r] = kSecond ? step.reset_h + (row + r) * H : h_prev[r];
-    const T* const projected = step.projected[row + r];
-    for (int b = 0; b < NB; ++b) {
-      const int64_t unit = (block + b) * kL;
-      const Part<T> part(H - unit);
+  }
+  for (int b = 0; b < NB; ++b) {
+    const int64_t unit = (block + b) * kL;
+    const Part<T> part(H - unit);
+    for (int r = 0; r < MR; ++r) {
+      const T* const projected = step.projected[row + r] + unit;
       for (int g = 0; g < G; ++g) {
         acc[r][b * G + g] =
-            g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + (kFirst + g) * H + unit);
+            g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + (kFirst + g) * H);
       }
     }
   }
   const T* const weight = kSecond ? packed.weight_reset : packed.weight_hh;
   multiply<MR, NB, G>(acc, operand, weight + block * H * G * kL, H * G * kL, H,
                       [&](int r) HOTLOOP_LAMBDA { step.template ask<Cell, NB>(H, row + r, block * kL); });
-  for (int r = 0; r < MR; ++r) {  // where a row lies is looked up once, before anything is stored
-    const T *const projected = step.projected[row + r], *c_prev = nullptr;
-    T *const h = step.h[row + r], *const gates = step.gates.start ? step.gates[row + r] : nullptr, *c_to = nullptr;
-    if constexpr (Cell::kHasC) {
-      c_prev = step.c_before(row + r);
-      c_to = step.c[row + r];
-    }
-    for (int b = 0; b < NB; ++b) {
-      const int64_t unit = (block + b) * kL;
-      const Part<T> part(H - unit);
+  for (int b = 0; b < NB; ++b) {
+    const int64_t unit = (block + b) * kL;
+    const Part<T> part(H - unit);
+    for (int r = 0; r < MR; ++r) {
       Vector<T> c{}, before{}, apart{}, saved[Cell::kSaved + 1];
-      if constexpr (Cell::kHasC) c = part.load(c_prev + unit);
+      if constexpr (Cell::kHasC) c = part.load(step.c_before(row + r) + unit);
       if constexpr (Cell::kCarriesH) before = part.load(h_prev[r] + unit);
-      if constexpr (Cell::kApart >= 0) apart = part.load(projected + Cell::kApart * H + unit);
-      if constexpr (kSecond) {
-        for (int g = 0; g < kFirst; ++g) saved[g] = part.load(gates + g * H + unit);
+      if constexpr (Cell::kApart >= 0) {
+        apart = part.load(step.projected[row + r] + Cell::kApart * H + unit);
       }
-      part.store(h + unit, Cell::forward(&acc[r][b * G], apart, before, c, saved));
-      if constexpr (Cell::kHasC) part.store(c_to + unit, c);
+      if constexpr (kSecond) {
+        for (int g = 0; g < kFirst; ++g) {
+          saved[g] = part.load(step.gates[row + r] + g * H + unit);
+        }
+      }
+      const Vector<T> h = Cell::forward(&acc[r][b * G], apart, before, c, saved);
+      part.store(step.h[row + r] + unit, h);
+      if constexpr (Cell::kHasC) part.store(step.c[row + r] + unit, c);
       if constexpr (Cell::kSaved > 0) {
-        if (gates != nullptr) {
-          for (int i = kFirst; i < Cell::kSaved; ++i) part.store(gates + i * H + unit, saved[i]);
+        if (step.gates.start != nullptr) {
+          T* const gates = step.gates[row + r] + unit;
+          for (int s = kFirst; s < Cell::kSaved; ++s) part.store(gates + s * H, saved[s]);
         }
       }
     }
