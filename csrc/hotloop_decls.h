@@ -3,8 +3,9 @@
 
    Letters in brackets: T seq_len, B batch_size, I input_size, H hidden_size, G gates, S saved arrays a unit.
    All strides are in elements. A feature stride is always 1. With `offsets` the sequences are flat: [T,B,*] is then
-   [offsets[B],*], whose rows are stride_t apart, and sequence b is its rows offsets[b] to offsets[b+1]-1. The caller owns every array; nothing is allocated
-   here except the threads of the pool. Weights, biases and gates are in PyTorch's order and layout:
+   [offsets[B],*], whose rows are stride_t apart, and sequence b is its rows offsets[b] to offsets[b+1]-1. The caller owns
+   every array; nothing is allocated here except the threads of the pool. Weights, biases and gates are in PyTorch's order
+   and layout:
      RNN   G = 1, S = 0
      LSTM  G = 4, S = 4   gates i f g o        saved i f g o
      GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)
@@ -30,7 +31,7 @@ typedef struct {
   int32_t dtype;                  /* of every array */
   int32_t reverse;                /* process x[T-1] first; output[t] stays aligned with x[t] */
   int32_t reset_to_initial;       /* where `resets` are set the state becomes h0, c0, and not zero */
-  int64_t seq_len, batch_size, input_size, hidden_size; /* with offsets T is the longest sequence, at least 1 */
+  int64_t seq_len, batch_size, input_size, hidden_size; /* with offsets T is at least the longest, and 1 */
 
   const void *x;                  /* [T,B,I] */
   int64_t x_stride_t, x_stride_b;

@@ -544,8 +544,8 @@ def check_ragged(x: Array, layout: Layout, lengths: Any, offsets: Any) -> Ragged
     rule = f"integers from 0 to seq_len = {seq_len}"
     array = _check_integers("lengths", lengths, rule)
     if layout.unbatched:
-        raise ValueError(f"lengths: expected x of 3 dimensions (unbatched input has one length), "
-                         f"got 2 {layout.outer(x).shape}")  # fmt: skip
+        raise ValueError(f"lengths: expected x of 3 dimensions (unbatched input has one length, "
+                         f"flat input has offsets), got 2 {layout.outer(x).shape}")  # fmt: skip
     if array.shape != (batch_size,):
         raise _unexpected("lengths", array, "(batch_size,)", (batch_size,))
     outside = (array < 0) | (array > seq_len)
@@ -576,9 +576,12 @@ def _check_offsets(offsets: Any, total: int) -> Ragged:
     return Ragged(lengths, checked, max(int(lengths.max(initial=0)), 1))
 
 
+ZEROS = "zeros"  # what reset_state is by default, told by identity: other values may be arrays
+
+
 def check_resets(x: Array, layout: Layout, resets: Any, reset_state: Any, copy: bool) -> Resets | None:
     """`resets` for a sequence as backends see it."""
-    if reset_state not in ("zeros", "initial") or not isinstance(reset_state, str):
+    if not isinstance(reset_state, str) or reset_state not in (ZEROS, "initial"):
         raise ValueError(f"reset_state: expected 'zeros' or 'initial', got {reset_state!r}")
     if resets is None:
         return None
@@ -688,7 +691,7 @@ def check_forward(
         ragged = check_ragged(x, layout, lengths, offsets)
         if layout.flat and ragged is not None:
             batch_size = len(ragged.lengths)
-    if resets is not None or reset_state != "zeros":
+    if resets is not None or reset_state is not ZEROS:
         marks = check_resets(x, layout, resets, reset_state, copy=training)
     if return_states is not False:
         return_states = check_return_states(weights.cell, return_states)

@@ -173,10 +173,12 @@ def _set_forward(target: Any, args: Forward) -> None:
 def _backward_fields(args: Backward) -> tuple[Any, ...]:
     """The struct, in the order of hotloop_decls.h."""
     forward = args.forward
-    if forward.kept is None:  # another backend ran it
-        forward.kept = ffi.new(_FORWARD, [_head(forward.weights)]), 0
-        _set_forward(forward.kept[0][0], forward)
-    targets, index = forward.kept
+    kept = forward.kept
+    if kept is None:  # another backend ran it
+        kept = ffi.new(_FORWARD, [_head(forward.weights)]), 0
+        _set_forward(kept[0][0], forward)
+        forward.kept = kept  # when it is complete: other threads may run this very backward
+    targets, index = kept
     return (
         targets[index],
         *_sequence(args.grad_output),

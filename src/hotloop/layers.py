@@ -19,6 +19,7 @@ from . import _backend, _memory
 from ._contract import (
     CELLS,
     PARAMETERS,
+    ZEROS,
     Array,
     Backend,
     Cell,
@@ -302,7 +303,7 @@ class _Layers:
             if layout.flat and ragged is not None:
                 batch_size = len(ragged.lengths)
         marks: list[Resets | None] = [None] * directions
-        if resets is not None or reset_state != "zeros":
+        if resets is not None or reset_state is not ZEROS:
             marks[0] = check_resets(x, layout, resets, reset_state, copy=training)
             if directions == 2 and marks[0] is not None:
                 marks[1] = marks[0].of_reverse(ragged)
@@ -379,8 +380,9 @@ class _Layers:
             h0, for an LSTM (h0, c0), each (num_layers*num_directions, batch_size, hidden_size), zero by default;
             without batch_size if `x` is unbatched. Layers are outermost, forward before reverse.
         lengths, offsets
-            Sequences of several lengths, padded or one behind the other, as in `hotloop.lstm`. The reverse direction
-            starts at each sequence's own end.
+            Sequences of several lengths, padded or, with ``offsets=np.append(0, lengths.cumsum())``, one behind the
+            other, as in `hotloop.lstm`: then `x` is (total, input_size), `output` (total, num_directions*hidden_size),
+            and the batch size of states is len(offsets) - 1. The reverse direction starts at each sequence's own end.
         resets : array (seq_len, batch_size) of bool, optional
             True at the first step of an episode in time, in the layout of `x` as in `hotloop.lstm`. No direction
             carries a state from one episode into another: the reverse direction is reset before it runs on the last
@@ -419,7 +421,7 @@ class _Layers:
         """
         if (
             lengths is None and resets is None and threads is None and out is None and offsets is None
-            and return_states is False and reset_state == "zeros"
+            and return_states is False and reset_state is ZEROS
         ):  # fmt: skip
             done = self._step(x, state)
             if done is not None:
