@@ -140,10 +140,16 @@ class Call {
     return rows >= most_shares_ / members ? most_shares_ / members : rows < 1 ? 1 : (int)rows;
   }
 
+  // The part of a whole that the largest of so many parts has.
+  static double largest_part(int64_t whole, int64_t parts) {
+    const int64_t largest = (whole + parts - 1) / parts;
+    return (double)largest / (double)whole;
+  }
+
   // The part of all rows' steps that the largest of `ranges` has; of a ragged batch at least those of its longest row.
   static double largest(const hotloop_forward_args& args, int ranges) {
     const int64_t rows = args.batch_size < 1 ? 1 : args.batch_size;
-    const double even = (double)((rows + ranges - 1) / ranges) / (double)rows;
+    const double even = largest_part(rows, ranges);
     const double steps = mean_steps(args) * (double)rows, longest = steps > 0 ? (double)args.seq_len / steps : 1;
     return longest > even ? longest < 1 ? longest : 1 : even;
   }
@@ -162,8 +168,7 @@ class Call {
     for (int members = 1; members <= most_shares_ && members <= blocks; ++members) {
       if (most_shares_ % members != 0) continue;
       const int ranges = ranges_of(i, members);
-      const double of_units = (double)((blocks + members - 1) / members) / (double)blocks,
-                   of_rows = largest(args, ranges);
+      const double of_units = largest_part(blocks, members), of_rows = largest(args, ranges);
       const double products = step * of_rows * of_units, reading = read * of_units;
       const double ns = (products > reading ? products : reading) + (members > 1 ? kExchangeNs : 0);
       if (members == 1 || ns < least) {
