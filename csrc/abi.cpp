@@ -43,6 +43,31 @@ int check_weights(const hotloop_forward_args* args) {
   return HOTLOOP_OK;
 }
 
+// Rows lie where lengths and offsets say, so they are read before anything is computed with them.
+int check_lengths(const hotloop_forward_args& args) {
+  if (args.lengths != nullptr && args.offsets != nullptr) return HOTLOOP_BAD_ARGUMENT;
+  if (args.lengths != nullptr) {
+    for (int64_t row = 0; row < args.batch_size; ++row) {
+      if (args.lengths[row] < 0 || args.lengths[row] > args.seq_len) return HOTLOOP_BAD_ARGUMENT;
+    }
+  }
+  if (args.offsets != nullptr) {
+    if (args.offsets[0] != 0) return HOTLOOP_BAD_ARGUMENT;
+    for (int64_t row = 0; row < args.batch_size; ++row) {
+      const int64_t from = args.offsets[row], to = args.offsets[row + 1];
+      if (to < from || to - from > args.seq_len) return HOTLOOP_BAD_ARGUMENT;
+    }
+  }
+  return HOTLOOP_OK;
+}
+
+// Whether addresses in a sequence with these strides cannot be computed.
+bool too_far(const hotloop_forward_args& args, int64_t stride_t, int64_t stride_b) {
+  const double steps = (double)(args.offsets != nullptr ? args.offsets[args.batch_size] : args.seq_len);
+  return fabs((double)stride_t * (steps + 1)) * 8 > kMaxBytes ||
+         fabs((double)stride_b * (double)args.batch_size) * 8 > kMaxBytes;
+}
+
 int check_sizes(const hotloop_forward_args* args) {
   const int status = check_weights(args);
   if (status != HOTLOOP_OK) return status;
@@ -51,10 +76,14 @@ int check_sizes(const hotloop_forward_args* args) {
   const double widest = (double)args->input_size + 4.0 * (double)args->hidden_size + 64;
   // Row counts beyond T*B occur where a chunk is rounded up: at most one chunk of rows more.
   if ((T * B + 4096 + B) * widest * 8 * 4 > kMaxBytes) return HOTLOOP_TOO_LARGE;
-  const double strides[] = {(double)args->x_stride_t * T, (double)args->x_stride_b * B,
-                            (double)args->output_stride_t * T, (double)args->output_stride_b * B};
-  for (const double extent : strides) {
-    if (fabs(extent) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
+  const int lengths = check_lengths(*args);
+  if (lengths != HOTLOOP_OK) return lengths;
+  const int64_t strides[][2] = {{args->x_stride_t, args->x_stride_b},
+                                {args->output_stride_t, args->output_stride_b},
+                                {args->c_stride_t, args->c_stride_b},
+                                {args->resets_stride_t, args->resets_stride_b}};
+  for (const auto& [stride_t, stride_b] : strides) {
+    if (too_far(*args, stride_t, stride_b)) return HOTLOOP_TOO_LARGE;
   }
   return HOTLOOP_OK;
 }
@@ -71,8 +100,7 @@ int check_call(const hotloop_forward_args& args) {
   }
   // In training a cell with c keeps both its gates and c.
   if ((args.gates != nullptr && cell.saved == 0) ||
-      (cell.has_c ? (args.gates == nullptr) != (args.c == nullptr) && B > 0
-                  : args.c != nullptr || args.c0 != nullptr)) {
+      (cell.has_c ? args.gates != nullptr && args.c == nullptr && B > 0 : args.c != nullptr || args.c0 != nullptr)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   if (args.packed != nullptr) {
@@ -96,14 +124,13 @@ int check_call(const hotloop_backward_args& args) {
       forward.weight_ih == nullptr || forward.weight_hh == nullptr || missing(args.grad_h0, B) ||
       (cell.saved > 0 && missing(forward.gates, B)) ||
       (cell.has_c ? missing(forward.c, B) || missing(args.grad_c0, B)
-                  : args.grad_c_n != nullptr || args.grad_c0 != nullptr)) {
+                  : args.grad_c_n != nullptr || args.grad_c != nullptr || args.grad_c0 != nullptr)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
-  const double T = (double)forward.seq_len;
-  const double strides[] = {(double)args.grad_output_stride_t * T, (double)args.grad_output_stride_b * (double)B,
-                            (double)args.grad_x_stride_t * T, (double)args.grad_x_stride_b * (double)B};
-  for (const double extent : strides) {
-    if (fabs(extent) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
+  if (too_far(forward, args.grad_output_stride_t, args.grad_output_stride_b) ||
+      too_far(forward, args.grad_c_stride_t, args.grad_c_stride_b) ||
+      too_far(forward, args.grad_x_stride_t, args.grad_x_stride_b)) {
+    return HOTLOOP_TOO_LARGE;
   }
   return HOTLOOP_OK;
 }
@@ -150,6 +177,21 @@ hotloop_forward_args sized(int32_t cell, int32_t dtype, int32_t reverse, int64_t
   args.input_size = input_size;
   args.hidden_size = hidden_size;
   return args;
+}
+
+// The rest of what they take, and where a contiguous c lies; sizes are checked later, so the product may wrap around.
+void set_ragged(hotloop_forward_args& args, void* c, const int64_t* lengths, const int64_t* offsets,
+                const uint8_t* resets, int64_t resets_stride_t, int64_t resets_stride_b, int32_t reset_to_initial) {
+  args.c = c;
+  args.c_stride_b = args.hidden_size;
+  args.c_stride_t =
+      offsets != nullptr ? args.hidden_size : (int64_t)((uint64_t)args.batch_size * (uint64_t)args.hidden_size);
+  args.lengths = lengths;
+  args.offsets = offsets;
+  args.resets = resets;
+  args.resets_stride_t = resets_stride_t;
+  args.resets_stride_b = resets_stride_b;
+  args.reset_to_initial = reset_to_initial;
 }
 
 template <class Args>
@@ -211,6 +253,8 @@ int32_t hotloop_forward_step(const hotloop_forward_args* like, int64_t seq_len, 
   args.h_n = h_n;
   args.c_n = c_n;
   args.gates = args.c = nullptr;
+  args.lengths = args.offsets = nullptr;
+  args.resets = nullptr;
   args.cursor = 0;
   alignas(64) char workspace[kStepWorkspace];
   return run(&args, 1, 1, workspace, kStepWorkspace, true);
@@ -226,7 +270,10 @@ int64_t hotloop_backward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq
                                         int64_t input_size, int64_t hidden_size, int32_t threads) {
   hotloop_backward_args args{};
   args.forward = sized(cell, dtype, 0, seq_len, batch_size, input_size, hidden_size);
-  args.grad_x = args.grad_weight_ih = args.grad_weight_hh = &args;  // wanted: only compared with null here
+  // Wanted: only compared with null here.
+  args.grad_x = args.grad_weight_ih = args.grad_weight_hh = &args;
+  args.forward.resets = reinterpret_cast<const uint8_t*>(&args);
+  args.forward.reset_to_initial = 1;
   return workspace_of(&args, 1, threads);
 }
 
@@ -234,8 +281,10 @@ int32_t hotloop_forward_flat(int32_t cell, int32_t dtype, int32_t reverse, int64
                              int64_t input_size, int64_t hidden_size, const void* x, int64_t x_stride_t,
                              int64_t x_stride_b, const void* weight_ih, const void* weight_hh, const void* bias_ih,
                              const void* bias_hh, const void* h0, const void* c0, void* output, int64_t output_stride_t,
-                             int64_t output_stride_b, void* h_n, void* c_n, void* gates, void* c, int32_t threads,
-                             void* workspace, int64_t workspace_bytes) {
+                             int64_t output_stride_b, void* h_n, void* c_n, void* gates, void* c,
+                             const int64_t* lengths, const int64_t* offsets, const uint8_t* resets,
+                             int64_t resets_stride_t, int64_t resets_stride_b, int32_t reset_to_initial,
+                             int32_t threads, void* workspace, int64_t workspace_bytes) {
   hotloop_forward_args args = sized(cell, dtype, reverse, seq_len, batch_size, input_size, hidden_size);
   args.x = x;
   args.x_stride_t = x_stride_t;
@@ -252,7 +301,7 @@ int32_t hotloop_forward_flat(int32_t cell, int32_t dtype, int32_t reverse, int64
   args.h_n = h_n;
   args.c_n = c_n;
   args.gates = gates;
-  args.c = c;
+  set_ragged(args, c, lengths, offsets, resets, resets_stride_t, resets_stride_b, reset_to_initial);
   return run_to_the_end(args, threads, workspace, workspace_bytes);
 }
 
@@ -260,11 +309,13 @@ int32_t hotloop_backward_flat(int32_t cell, int32_t dtype, int32_t reverse, int6
                               int64_t input_size, int64_t hidden_size, const void* x, int64_t x_stride_t,
                               int64_t x_stride_b, const void* weight_ih, const void* weight_hh, const void* h0,
                               const void* c0, const void* output, int64_t output_stride_t, int64_t output_stride_b,
-                              const void* gates, const void* c, const void* grad_output, int64_t grad_output_stride_t,
-                              int64_t grad_output_stride_b, const void* grad_h_n, const void* grad_c_n, void* grad_x,
-                              int64_t grad_x_stride_t, int64_t grad_x_stride_b, void* grad_weight_ih,
-                              void* grad_weight_hh, void* grad_bias_ih, void* grad_bias_hh, void* grad_h0,
-                              void* grad_c0, int32_t threads, void* workspace, int64_t workspace_bytes) {
+                              const void* gates, const void* c, const int64_t* lengths, const int64_t* offsets,
+                              const uint8_t* resets, int64_t resets_stride_t, int64_t resets_stride_b,
+                              int32_t reset_to_initial, const void* grad_output, int64_t grad_output_stride_t,
+                              int64_t grad_output_stride_b, const void* grad_h_n, const void* grad_c_n,
+                              const void* grad_c, void* grad_x, int64_t grad_x_stride_t, int64_t grad_x_stride_b,
+                              void* grad_weight_ih, void* grad_weight_hh, void* grad_bias_ih, void* grad_bias_hh,
+                              void* grad_h0, void* grad_c0, int32_t threads, void* workspace, int64_t workspace_bytes) {
   hotloop_backward_args args{};
   hotloop_forward_args& forward = args.forward;
   forward = sized(cell, dtype, reverse, seq_len, batch_size, input_size, hidden_size);
@@ -279,12 +330,16 @@ int32_t hotloop_backward_flat(int32_t cell, int32_t dtype, int32_t reverse, int6
   forward.output_stride_t = output_stride_t;
   forward.output_stride_b = output_stride_b;
   forward.gates = const_cast<void*>(gates);
-  forward.c = const_cast<void*>(c);
+  set_ragged(forward, const_cast<void*>(c), lengths, offsets, resets, resets_stride_t, resets_stride_b,
+             reset_to_initial);
   args.grad_output = grad_output;
   args.grad_output_stride_t = grad_output_stride_t;
   args.grad_output_stride_b = grad_output_stride_b;
   args.grad_h_n = grad_h_n;
   args.grad_c_n = grad_c_n;
+  args.grad_c = grad_c;
+  args.grad_c_stride_t = forward.c_stride_t;
+  args.grad_c_stride_b = forward.c_stride_b;
   args.grad_x = grad_x;
   args.grad_x_stride_t = grad_x_stride_t;
   args.grad_x_stride_b = grad_x_stride_b;

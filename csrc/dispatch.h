@@ -24,9 +24,9 @@ struct Share {
 // and element size overflows.
 template <class Args>
 struct Phases {
-  double (*step_ns)(const Args& args);      // what a step takes one thread, by a rough model
-  double (*rows_ns)(const Args& args);      // of that, what `rows` takes
-  int64_t (*most_steps)(const Args& args);  // of a round
+  double (*step_ns)(const Args& args);                       // what a step takes one thread, by a rough model
+  double (*rows_ns)(const Args& args);                       // of that, what `rows` takes
+  int64_t (*most_steps)(const Args& args, void* workspace);  // of a round, once started
   int64_t (*workspace)(const Args& args, int shares);
   void (*start)(const Args& args, void* workspace, int shares);
   // The recurrence itself: steps cursor .. cursor+steps.

@@ -2,8 +2,10 @@
    extern "C"; C users include hotloop.h, which adds them.
 
    Letters in brackets: T seq_len, B batch_size, I input_size, H hidden_size, G gates, S saved arrays a unit.
-   All strides are in elements. A feature stride is always 1. The caller owns every array; nothing is allocated
-   here except the threads of the pool. Weights, biases and gates are in PyTorch's order and layout:
+   All strides are in elements. A feature stride is always 1. With `offsets` the sequences are flat: [T,B,*] is then
+   [offsets[B],*], whose rows are stride_t apart, and sequence b is its rows offsets[b] to offsets[b+1]-1. The caller owns
+   every array; nothing is allocated here except the threads of the pool. Weights, biases and gates are in PyTorch's order
+   and layout:
      RNN   G = 1, S = 0
      LSTM  G = 4, S = 4   gates i f g o        saved i f g o
      GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)
@@ -28,8 +30,8 @@ typedef struct {
   int32_t cell;                   /* HOTLOOP_RNN_TANH ... HOTLOOP_GRU_RESET_BEFORE */
   int32_t dtype;                  /* of every array */
   int32_t reverse;                /* process x[T-1] first; output[t] stays aligned with x[t] */
-  int32_t reserved;               /* 0 */
-  int64_t seq_len, batch_size, input_size, hidden_size;
+  int32_t reset_to_initial;       /* where `resets` are set the state becomes h0, c0, and not zero */
+  int64_t seq_len, batch_size, input_size, hidden_size; /* with offsets T is at least the longest, and 1 */
 
   const void *x;                  /* [T,B,I] */
   int64_t x_stride_t, x_stride_b;
@@ -43,7 +45,16 @@ typedef struct {
   int64_t output_stride_t, output_stride_b;
   void *h_n, *c_n;                /* [B,H] contiguous; c_n: LSTM only */
   void *gates;                    /* [T,B,S*H] contiguous, or NULL in inference; backward only reads it */
-  void *c;                        /* [T,B,H] contiguous, LSTM, or NULL in inference */
+  void *c;                        /* [T,B,H] LSTM: c of every step; needed with gates */
+  int64_t c_stride_t, c_stride_b;
+
+  const int64_t *lengths;         /* [B], 0 to T: steps of each sequence, which begins at step 0; or NULL: all T. What is behind
+                                     its end is not read; output, c and grad_x are zero there. With reverse it is run from its
+                                     own end. h_n and c_n are the states after its own last step, or h0 and c0 */
+  const int64_t *offsets;         /* [B+1], not falling, from 0 on: flat sequences, as above; or NULL. Not with lengths */
+  const uint8_t *resets;          /* [T,B]: not 0 where an episode begins, before that step in processing order: the state
+                                     is replaced, and no gradient passes; or NULL */
+  int64_t resets_stride_t, resets_stride_b;
 
   int64_t cursor;                 /* steps done; 0 to start */
 } hotloop_forward_args;
@@ -54,6 +65,8 @@ typedef struct {
   const void *grad_output;        /* [T,B,H] or NULL for zeros, as the next two */
   int64_t grad_output_stride_t, grad_output_stride_b;
   const void *grad_h_n, *grad_c_n; /* [B,H] contiguous */
+  const void *grad_c;             /* [T,B,H] of c of every step, LSTM, or NULL */
+  int64_t grad_c_stride_t, grad_c_stride_b;
 
   void *grad_x;                   /* [T,B,I], or NULL if not wanted, as the next four */
   int64_t grad_x_stride_t, grad_x_stride_b;
@@ -66,8 +79,8 @@ typedef struct {
   int64_t cursor;                 /* steps done, counted from the last; 0 to start */
 } hotloop_backward_args;
 
-/* Bytes of workspace for a call with these arguments, or -1 where they are bad or the count overflows. Pointers in args
-   are only compared with NULL. `threads` is at most hotloop_processors() if the caller is wise. */
+/* Bytes of workspace for a call with these arguments, or -1 where they are bad or the count overflows. Lengths and offsets
+   are read; other pointers in args are only compared with NULL. `threads` is at most hotloop_processors() if the caller is wise. */
 int64_t hotloop_forward_workspace(const hotloop_forward_args *args, int64_t count, int32_t threads);
 int64_t hotloop_backward_workspace(const hotloop_backward_args *args, int64_t count, int32_t threads);
 
@@ -86,13 +99,14 @@ int32_t hotloop_forward_short(hotloop_forward_args *args, int64_t count, void *w
 int32_t hotloop_backward_short(hotloop_backward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
 
 /* One such recurrence forward, for inference, with arrays that lie one after the other: x [T,B,I] and output [T,B,H]
-   contiguous. The rest is as `like` has it, which must hold packed weights. It needs no workspace, and leaves a call alone
-   that is not short or would need more than 16 KiB: HOTLOOP_WORKSPACE_TOO_SMALL.                                       */
+   contiguous, of one length, without resets. The rest is as `like` has it, which must hold packed weights. It needs no
+   workspace, and leaves a call alone that is not short or would need more than 16 KiB: HOTLOOP_WORKSPACE_TOO_SMALL.    */
 int32_t hotloop_forward_step(const hotloop_forward_args *like, int64_t seq_len, int64_t batch_size, const void *x,
                              const void *h0, const void *c0, void *output, void *h_n, void *c_n);
 
-/* The same for one recurrence in scalars and pointers, for callers that cannot pass structs. They return when all is
-   done, never AGAIN. The workspace is that of `hotloop_*_flat_workspace`, whatever results are wanted. */
+/* The same for one recurrence in scalars and pointers, for callers that cannot pass structs; c and grad_c are [T,B,H]
+   contiguous. They return when all is done, never AGAIN. The workspace is that of `hotloop_*_flat_workspace`, whatever
+   results are wanted and whatever the lengths are. */
 int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
                                        int64_t input_size, int64_t hidden_size, int32_t threads);
 int64_t hotloop_backward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
@@ -101,16 +115,19 @@ int32_t hotloop_forward_flat(
     int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size, int64_t input_size,
     int64_t hidden_size, const void *x, int64_t x_stride_t, int64_t x_stride_b, const void *weight_ih,
     const void *weight_hh, const void *bias_ih, const void *bias_hh, const void *h0, const void *c0, void *output,
-    int64_t output_stride_t, int64_t output_stride_b, void *h_n, void *c_n, void *gates, void *c, int32_t threads,
-    void *workspace, int64_t workspace_bytes);
+    int64_t output_stride_t, int64_t output_stride_b, void *h_n, void *c_n, void *gates, void *c,
+    const int64_t *lengths, const int64_t *offsets, const uint8_t *resets, int64_t resets_stride_t,
+    int64_t resets_stride_b, int32_t reset_to_initial, int32_t threads, void *workspace, int64_t workspace_bytes);
 int32_t hotloop_backward_flat(
     int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size, int64_t input_size,
     int64_t hidden_size, const void *x, int64_t x_stride_t, int64_t x_stride_b, const void *weight_ih,
     const void *weight_hh, const void *h0, const void *c0, const void *output, int64_t output_stride_t,
-    int64_t output_stride_b, const void *gates, const void *c, const void *grad_output, int64_t grad_output_stride_t,
-    int64_t grad_output_stride_b, const void *grad_h_n, const void *grad_c_n, void *grad_x, int64_t grad_x_stride_t,
-    int64_t grad_x_stride_b, void *grad_weight_ih, void *grad_weight_hh, void *grad_bias_ih, void *grad_bias_hh,
-    void *grad_h0, void *grad_c0, int32_t threads, void *workspace, int64_t workspace_bytes);
+    int64_t output_stride_b, const void *gates, const void *c, const int64_t *lengths, const int64_t *offsets,
+    const uint8_t *resets, int64_t resets_stride_t, int64_t resets_stride_b, int32_t reset_to_initial,
+    const void *grad_output, int64_t grad_output_stride_t, int64_t grad_output_stride_b, const void *grad_h_n,
+    const void *grad_c_n, const void *grad_c, void *grad_x, int64_t grad_x_stride_t, int64_t grad_x_stride_b,
+    void *grad_weight_ih, void *grad_weight_hh, void *grad_bias_ih, void *grad_bias_hh, void *grad_h0, void *grad_c0,
+    int32_t threads, void *workspace, int64_t workspace_bytes);
 
 /* Weights packed once for many calls: inference. Cell, dtype, sizes and weights of args are read. */
 int64_t hotloop_packed_bytes(const hotloop_forward_args *args);

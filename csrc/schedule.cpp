@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "ragged.h"
 #include "threads.h"
 
 namespace hotloop {
@@ -33,6 +34,12 @@ const Phases<hotloop_backward_args>& phases_of(const CellKernels& cell, const ho
   return cell.backward;
 }
 
+// Steps that a row takes, on average.
+double mean_steps(const hotloop_forward_args& args) {
+  if (args.lengths == nullptr && args.offsets == nullptr) return (double)args.seq_len;
+  return args.batch_size > 0 ? (double)row_steps(args) / (double)args.batch_size : 0;
+}
+
 int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
 
 template <class Args>
@@ -43,7 +50,7 @@ class Call {
     most_shares_ = threads_ / greatest_common_divisor(threads_, (int)(count % threads_));
     each_ = most_workspace();
     double ns = 0;
-    for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * (double)forward_of(args[i]).seq_len;
+    for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * mean_steps(forward_of(args[i]));
     bool begun = false;
     for (int64_t i = 0; i < count; ++i) begun = begun || args[i].cursor > 0;
     short_ = !begun && ns < (awake(threads) ? kInlineAwakeNs : kInlineNs);
@@ -71,16 +78,19 @@ class Call {
   }
 
  private:
-  // Each recurrence has as much of the workspace as the largest needs, on one thread or on all: what its kernels need, and
-  // then its teams.
+  // Each recurrence has as much of the workspace as the largest needs, however it is split: what its kernels need, and then
+  // its teams. The split may depend on the lengths of rows, the size may not.
   int64_t most_workspace() const {
     int64_t most = 0;
     for (int64_t i = 0; i < count_; ++i) {
-      const Split split = split_of(i);
-      const int64_t bytes = team_offset(i, split) + (split.members > 1 ? split.rows * team_stride(split) : 0);
       const int64_t alone = phases(i).workspace(args_[i], 1);
-      if (bytes > most) most = bytes;
       if (alone > most) most = alone;
+      for (int members = 1; members <= most_shares_; ++members) {
+        if (most_shares_ % members != 0) continue;
+        const Split split{ranges_of(i, members), members};
+        const int64_t bytes = team_offset(i, split) + (members > 1 ? split.rows * team_stride(split) : 0);
+        if (bytes > most) most = bytes;
+      }
     }
     return (most + 63) / 64 * 64 + 64;
   }
@@ -107,7 +117,8 @@ class Call {
 
   // Steps of recurrence i in this round.
   int64_t steps(int64_t i) const {
-    const int64_t left = forward_of(args_[i]).seq_len - args_[i].cursor, most = phases(i).most_steps(args_[i]);
+    const int64_t left = forward_of(args_[i]).seq_len - args_[i].cursor;
+    const int64_t most = phases(i).most_steps(args_[i], aligned_ + i * each_);
     int64_t now = most < left ? most : left;
     if (phases(i).products == nullptr) {  // else rounds are the chunks in which weight gradients are summed
       const double ns = phases(i).step_ns(args_[i]);
@@ -123,11 +134,30 @@ class Call {
     int rows, members;
   };
 
+  // Ranges of rows that teams of so many members leave.
+  int ranges_of(int64_t i, int members) const {
+    const int64_t rows = forward_of(args_[i]).batch_size;
+    return rows >= most_shares_ / members ? most_shares_ / members : rows < 1 ? 1 : (int)rows;
+  }
+
+  // The part of a whole that the largest of so many parts has.
+  static double largest_part(int64_t whole, int64_t parts) {
+    const int64_t largest = (whole + parts - 1) / parts;
+    return (double)largest / (double)whole;
+  }
+
+  // The part of all rows' steps that the largest of `ranges` has; of a ragged batch at least those of its longest row.
+  static double largest(const hotloop_forward_args& args, int ranges) {
+    const int64_t rows = args.batch_size < 1 ? 1 : args.batch_size;
+    const double even = largest_part(rows, ranges);
+    const double steps = mean_steps(args) * (double)rows, longest = steps > 0 ? (double)args.seq_len / steps : 1;
+    return longest > even ? longest < 1 ? longest : 1 : even;
+  }
+
   // The cheapest way to split recurrence i: a thread's part of a step takes as long as its products or as reading its
   // weights, whichever is longer.
   Split split_of(int64_t i) const {
     const hotloop_forward_args& args = forward_of(args_[i]);
-    const int64_t rows = args.batch_size < 1 ? 1 : args.batch_size;
     const TypeKernels& type = active_table()->types[args.dtype];
     const int64_t blocks = (args.hidden_size + type.lanes - 1) / type.lanes;
     const double step = phases(i).rows_ns(args_[i]);
@@ -137,9 +167,8 @@ class Call {
     double least = 0;
     for (int members = 1; members <= most_shares_ && members <= blocks; ++members) {
       if (most_shares_ % members != 0) continue;
-      const int ranges = rows < most_shares_ / members ? (int)rows : most_shares_ / members;
-      const int64_t most_blocks = (blocks + members - 1) / members, most_rows = (rows + ranges - 1) / ranges;
-      const double of_units = (double)most_blocks / (double)blocks, of_rows = (double)most_rows / (double)rows;
+      const int ranges = ranges_of(i, members);
+      const double of_units = largest_part(blocks, members), of_rows = largest(args, ranges);
       const double products = step * of_rows * of_units, reading = read * of_units;
       const double ns = (products > reading ? products : reading) + (members > 1 ? kExchangeNs : 0);
       if (members == 1 || ns < least) {

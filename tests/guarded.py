@@ -136,6 +136,8 @@ class Recurrence:
             self.write(self.struct.forward, "gates", count * cell.saved)
         if cell.has_c:
             self.write(self.struct.forward, "c", count)
+            forward = self.struct.forward
+            forward.c_stride_t, forward.c_stride_b = p.batch_size * p.hidden_size, p.hidden_size
 
     def take(self, name, count, alignment=1, dtype=None):
         return take((self.number, name), count, dtype or self.problem.dtype, self.place, alignment)

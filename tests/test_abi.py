@@ -72,6 +72,7 @@ class Call:
         f.input_size, f.hidden_size = case.input_size, case.hidden_size
         f.x_stride_t, f.x_stride_b = case.batch_size * case.input_size, case.input_size
         f.output_stride_t, f.output_stride_b = case.batch_size * case.hidden_size, case.hidden_size
+        f.c_stride_t, f.c_stride_b = f.output_stride_t, f.output_stride_b
         for name in ("x", *PARAMETERS, "h0", "c0"):
             setattr(f, name, self.address(self.data.get(name)))
         for name, array in self.results.items():
@@ -162,18 +163,20 @@ def test_flat_entry_points(cell, dtype, training, isa):
     kind = (f.cell, f.dtype)
     sizes = (f.seq_len, f.batch_size, f.input_size, f.hidden_size)
     x, output = (f.x, f.x_stride_t, f.x_stride_b), (f.output, f.output_stride_t, f.output_stride_b)
+    ragged = f.lengths, f.offsets, f.resets, f.resets_stride_t, f.resets_stride_b, f.reset_to_initial
     size = lib.hotloop_forward_flat_workspace(*kind, *sizes, 2)
     arguments = (*kind, f.reverse, *sizes, *x, f.weight_ih, f.weight_hh, f.bias_ih, f.bias_hh, f.h0, f.c0, *output,
-                 f.h_n, f.c_n, f.gates, f.c, 2)  # fmt: skip
+                 f.h_n, f.c_n, f.gates, f.c, *ragged, 2)  # fmt: skip
     assert lib.hotloop_forward_flat(*arguments, *workspace(0)) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
     assert lib.hotloop_forward_flat(*arguments, *workspace(size)) == lib.HOTLOOP_OK
     if training:
         size = lib.hotloop_backward_flat_workspace(*kind, *sizes, 2)
-        arguments = (*kind, f.reverse, *sizes, *x, f.weight_ih, f.weight_hh, f.h0, f.c0, *output, f.gates, f.c,
-                     b.grad_output, b.grad_output_stride_t, b.grad_output_stride_b, b.grad_h_n, b.grad_c_n,
+        arguments = (*kind, f.reverse, *sizes, *x, f.weight_ih, f.weight_hh, f.h0, f.c0, *output, f.gates, f.c, *ragged,
+                     b.grad_output, b.grad_output_stride_t, b.grad_output_stride_b, b.grad_h_n, b.grad_c_n, b.grad_c,
                      b.grad_x, b.grad_x_stride_t, b.grad_x_stride_b, b.grad_weight_ih, b.grad_weight_hh,
                      b.grad_bias_ih, b.grad_bias_hh, b.grad_h0, b.grad_c0, 2)  # fmt: skip
-        assert lib.hotloop_backward_flat(*arguments, *workspace(size - 1)) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
+        too_small = workspace(call.backward_workspace[1] - 1)  # `size` is enough for resets too
+        assert lib.hotloop_backward_flat(*arguments, *too_small) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
         assert lib.hotloop_backward_flat(*arguments, *workspace(size)) == lib.HOTLOOP_OK
     assert_same_bits(call.all(), train(case), call.all())
     assert lib.hotloop_forward_flat_workspace(99, 0, *sizes, 1) == -1
@@ -325,6 +328,33 @@ def test_gradient_strides_that_overflow(call, field, value):
     assert call.untouched()
 
 
+BAD_LENGTHS = [[0, 10], [-1, 3], [2**63 - 1, 0], [-(2**63), 0]]
+BAD_OFFSETS = [[0, 3, 2], [1, 3, 4], [0, 0, 10], [-1, 0, 3], [0, 2**62, 2**62], [0, -(2**63), 5]]
+
+
+@pytest.mark.parametrize("field", ["lengths", "offsets", "both"])
+def test_lengths_and_offsets(field, best_isa):
+    """What would lie outside the arrays is refused, and nothing is written."""
+    call = Call(Case("lstm", "float32", 9, 2, 3, 17))
+    good = {"lengths": [9, 0], "offsets": [0, 9, 9]}
+    fields = good if field == "both" else {field: None}
+    values = [None] if field == "both" else {"lengths": BAD_LENGTHS, "offsets": BAD_OFFSETS}[field]
+    for value in values:
+        arrays = {name: ffi.new("int64_t[]", value or good[name]) for name in fields}
+        for name, array in arrays.items():
+            setattr(call.forward, name, array)
+        assert call.run_forward() == call.run_backward() == lib.HOTLOOP_BAD_ARGUMENT
+        assert lib.hotloop_forward_workspace(ffi.addressof(call.forward), 1, 1) == -1
+        assert lib.hotloop_backward_workspace(call.struct, 1, 2) == -1
+        assert call.untouched()
+        call.forward.lengths = call.forward.offsets = ffi.NULL
+    call.forward.resets_stride_t = 2**60
+    assert call.run_forward() == lib.HOTLOOP_TOO_LARGE
+    call.forward.resets_stride_t = 0
+    call.struct.grad_c_stride_b = 2**60
+    assert call.run_backward() == lib.HOTLOOP_TOO_LARGE
+
+
 def test_null_pointers_of_forward(call):
     needed = ["x", "weight_ih", "weight_hh", "output", "h_n"] + ["c_n"] * (call.case.cell == "lstm")
     for field in needed:
@@ -387,11 +417,8 @@ def test_arrays_of_another_cell(best_isa):
     rnn.forward.gates = some
     assert rnn.run_forward() == lib.HOTLOOP_BAD_ARGUMENT
     lstm = Call(Case("lstm"))
-    for field in ("gates", "c"):  # in training there are both
-        before = getattr(lstm.forward, field)
-        setattr(lstm.forward, field, ffi.NULL)
-        assert lstm.run_forward() == lib.HOTLOOP_BAD_ARGUMENT
-        setattr(lstm.forward, field, before)
+    lstm.forward.c = ffi.NULL  # gates without it are of no use to backward; c without gates is a result of its own
+    assert lstm.run_forward() == lib.HOTLOOP_BAD_ARGUMENT
     assert call.untouched()
     assert rnn.untouched()
     assert lstm.untouched()
@@ -659,7 +686,8 @@ def test_a_flat_call_does_not_come_back_early(best_isa):
     assert lib.hotloop_forward_flat(
         f.cell, f.dtype, f.reverse, f.seq_len, f.batch_size, f.input_size, f.hidden_size, f.x, f.x_stride_t,
         f.x_stride_b, f.weight_ih, f.weight_hh, f.bias_ih, f.bias_hh, f.h0, f.c0, f.output, f.output_stride_t,
-        f.output_stride_b, f.h_n, f.c_n, f.gates, f.c, 1, *call.forward_workspace,
+        f.output_stride_b, f.h_n, f.c_n, f.gates, f.c, f.lengths, f.offsets, f.resets, f.resets_stride_t,
+        f.resets_stride_b, f.reset_to_initial, 1, *call.forward_workspace,
     ) == lib.HOTLOOP_OK  # fmt: skip
     assert_same_bits(call.all(), want)
 
@@ -784,6 +812,9 @@ def kernel_flags():
 OBJECTS = os.environ.get("HOTLOOP_KERNEL_OBJECTS", "")
 
 
+OF_OURS = "hotloop::run_team(", "hotloop::sort_rows(", "hotloop::place_rows("
+
+
 @needs_elf
 @pytest.mark.parametrize(
     "level",
@@ -826,7 +857,7 @@ def test_an_isa_exports_one_symbol(source, level, tmp_path):
         *(
             symbol
             for symbol in undefined
-            if symbol.startswith(("hotloop::run_team(", "__tsan_")) or symbol == "_GLOBAL_OFFSET_TABLE_"
+            if symbol.startswith((*OF_OURS, "__tsan_")) or symbol == "_GLOBAL_OFFSET_TABLE_"
         ),
     }, undefined
 

@@ -425,16 +425,6 @@ def test_training_takes_no_out(cell):
 # Options
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.usefixtures("no_backend")
-def test_what_does_not_exist_yet(cell):
-    case = Case(cell, "float32")
-    with raises(NotImplementedError, "lengths: ragged batches are not implemented yet; pass sequences of one length"):
-        call(case, {}, lengths=[5, 5, 5])
-    with raises(NotImplementedError, "resets: resets are not implemented yet; cut the sequence and pass the state"):
-        call(case, {}, resets=np.zeros((5, 3), bool))
-
-
 @pytest.mark.usefixtures("no_backend")
 def test_options():
     for value in (None, 2, "after"):

@@ -46,12 +46,16 @@ def test_data_are_what_their_readme_says(example):
     assert all(x.shape[1] == 12 and x.dtype == np.float32 and x[-1].any() for x in train.frames + test.frames)
 
 
-def test_an_epoch_visits_every_utterance_once_in_batches_of_one_length(example):
+def test_an_epoch_visits_every_utterance_once_in_full_batches(example):
     data, _ = example.standardise(*example.load(), "float64")
     settings = example.Settings(noise=0, offset=0, dtype="float64")
     batches = example.epoch_batches(data, settings, np.random.default_rng(0))
-    assert all(x.shape == (len(x), len(speaker), 12) and len(speaker) <= settings.batch for x, speaker in batches)
-    seen = sorted((int(who), x[:, k].tobytes()) for x, speaker in batches for k, who in enumerate(speaker))
+    assert [len(batch.speaker) for batch in batches] == [settings.batch] * (270 // 8) + [270 % 8]
+    assert all(batch.x.shape == (batch.lengths.max(), len(batch.speaker), 12) for batch in batches)
+    assert sum(len(set(batch.lengths)) > 1 for batch in batches) > 25
+    seen = sorted(
+        (int(who), batch.x[: batch.lengths[k], k].tobytes()) for batch in batches for k, who in enumerate(batch.speaker)
+    )
     assert seen == sorted((int(who), x.tobytes()) for x, who in zip(data.frames, data.speaker, strict=True))
 
 
@@ -75,15 +79,15 @@ def test_every_step_is_torchs(example, cell, one_torch_thread):
     theirs = example.TorchClassifier(cell, weights, settings)
     ours = example.HotloopClassifier(cell, weights, settings)
     clipped = 0
-    for x, speaker in example.epoch_batches(data, settings, rng)[:25]:
-        _, grads = ours.gradients(x, speaker)
+    for batch in example.epoch_batches(data, settings, rng)[:25]:
+        _, grads = ours.gradients(batch)
         norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
         clipped += norm > settings.max_norm
-        assert ours.step(x, speaker, 5e-3) == pytest.approx(theirs.step(x, speaker, 5e-3), rel=1e-9)
+        assert ours.step(batch, 5e-3) == pytest.approx(theirs.step(batch, 5e-3), rel=1e-9)
     assert 0 < clipped < 25  # so that both ways have been compared
     for w, parameter in zip(ours.weights.values(), theirs.parameters, strict=True):
         torch.testing.assert_close(torch.from_numpy(w), parameter.data, rtol=1e-7, atol=1e-9)
-    np.testing.assert_allclose(ours.logits(x), theirs.logits(x), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(ours.logits(batch), theirs.logits(batch), rtol=1e-7, atol=1e-9)
 
 
 def test_folds_are_held_out(example, monkeypatch):

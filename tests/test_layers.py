@@ -673,10 +673,9 @@ BAD_CALLS = [
     ((ONES((7, 5), **F4), (ONES((4, 1, 6), **F4), None)), {}, ValueError,
      "h0: expected shape (num_layers*num_directions, hidden_size) = (4, 6), got (4, 1, 6)"),
     ((X7,), {"threads": 0}, ValueError, "threads: expected an integer >= 1, got 0"),
-    ((X7,), {"lengths": [7, 7, 7]}, NotImplementedError,
-     "lengths: ragged batches are not implemented yet; pass sequences of one length"),
-    ((X7,), {"resets": ONES((7, 3), bool)}, NotImplementedError,
-     "resets: resets are not implemented yet; cut the sequence and pass the state"),
+    ((X7,), {"lengths": [7, 8, 7]}, ValueError, "lengths: expected integers from 0 to seq_len = 7, got 8 at 1"),
+    ((X7,), {"resets": ONES((7, 4), bool)}, ValueError,
+     "resets: expected shape (seq_len, batch_size) = (7, 3), got (7, 4)"),
 ]  # fmt: skip
 
 

@@ -18,19 +18,45 @@ constexpr double kChunkNs = 40e6;
 
 constexpr int kInOrder[] = {0, 1, 2, 3};
 
+// One row of a step.
+template <class T>
+struct BackwardRow {
+  T *gradients, *carry;
+  const T *grad_output, *grad_c, *gates, *h, *h_prev, *c, *c_prev;
+};
+
 template <class T>
 struct BackwardStep {
-  const T* next;  // [B, row_stride] dG of the step after, or null: dh is taken from dh
+  const T* next;  // [B, row_stride] dG of the step after
   T* gradients;   // [B, row_stride] dG of this step, or null: dh goes to dh
   int64_t row_stride;
-  const T* grad_output;  // [B, H] or null
-  int64_t grad_output_row;
-  const T* gates;  // [B, S*H]
-  const T *h, *h_prev;
-  int64_t h_row, h_prev_row;
-  const T *c, *c_prev;
-  int64_t c_prev_row;
-  T *dh, *carry;  // [B, H]
+  StepRows<const T> grad_output, grad_c;  // or none
+  StepRows<const T> gates;                // S*H
+  StepRows<const T> h, h_prev, c, c_prev;
+  StepRows<T> dh, carry;
+  StepRows<const uint8_t> resets, cuts;  // where an episode begins at this step, and at the one after; or none
+  const Episodes<T>* episodes;
+
+  HOTLOOP_INLINE bool begins(int64_t row) const { return resets.start != nullptr && *resets[row] != 0; }
+  HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? episodes->h[row] : h_prev[row]; }
+
+  // Where the row lies, looked up once, before anything is stored.
+  template <class Cell>
+  HOTLOOP_INLINE BackwardRow<T> at(int64_t row) const {
+    BackwardRow<T> at{};
+    at.gradients = gradients + row * row_stride;
+    if (grad_output.start != nullptr) at.grad_output = grad_output[row];
+    if constexpr (Cell::kSaved > 0) at.gates = gates[row];
+    if constexpr (Cell::kBackwardReadsH) at.h = h[row];
+    if constexpr (Cell::kCarriesH) at.h_prev = h_before(row);
+    if constexpr (Cell::kHasC) {
+      if (grad_c.start != nullptr) at.grad_c = grad_c[row];
+      at.c = c[row];
+      at.c_prev = begins(row) ? episodes->c[row] : c_prev[row];
+    }
+    if constexpr (Cell::kHasC || Cell::kCarriesH) at.carry = carry[row];
+    return at;
+  }
 };
 
 // Blocks of dG that the second pass of a step gives, if there is one.
@@ -38,23 +64,22 @@ template <class Cell>
 constexpr int kLateGradients = Cell::kOfH < Cell::kGates ? 1 : 0;
 
 template <class Cell, class T>
-HOTLOOP_INLINE void cell_backward(const BackwardStep<T>& step, int64_t H, int64_t row, int64_t unit, Part<T> part,
-                                  Vector<T> dh) {
+HOTLOOP_INLINE void cell_backward(const BackwardRow<T>& row, int64_t H, int64_t unit, Part<T> part, Vector<T> dh) {
   constexpr int S = Cell::kSaved;
-  if (step.grad_output != nullptr) dh = dh + part.load(step.grad_output + row * step.grad_output_row + unit);
+  if (row.grad_output != nullptr) dh = dh + part.load(row.grad_output + unit);
   Vector<T> saved[S + 1], h{}, h_prev{}, c{}, c_prev{}, carry{}, da[Cell::kGradients];
-  for (int s = 0; s < S; ++s) saved[s] = part.load(step.gates + (row * S + s) * H + unit);
-  if constexpr (Cell::kBackwardReadsH) h = part.load(step.h + row * step.h_row + unit);
-  if constexpr (Cell::kCarriesH) h_prev = part.load(step.h_prev + row * step.h_prev_row + unit);
+  for (int s = 0; s < S; ++s) saved[s] = part.load(row.gates + s * H + unit);
+  if constexpr (Cell::kBackwardReadsH) h = part.load(row.h + unit);
+  if constexpr (Cell::kCarriesH) h_prev = part.load(row.h_prev + unit);
   if constexpr (Cell::kHasC) {
-    c = part.load(step.c + row * H + unit);
-    c_prev = part.load(step.c_prev + row * step.c_prev_row + unit);
-    carry = part.load(step.carry + row * H + unit);
+    c = part.load(row.c + unit);
+    c_prev = part.load(row.c_prev + unit);
+    carry = part.load(row.carry + unit);
+    if (row.grad_c != nullptr) carry = carry + part.load(row.grad_c + unit);
   }
   Cell::backward(saved, h, h_prev, c_prev, c, dh, carry, da);
-  T* const gradients = step.gradients + row * step.row_stride + unit;
-  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(gradients + j * H, da[j]);
-  if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(step.carry + row * H + unit, carry);
+  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(row.gradients + j * H + unit, da[j]);
+  if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(row.carry + unit, carry);
 }
 
 // Asks for what the cell will read of a row, while the product before it runs: it was saved long ago and comes from memory.
@@ -62,12 +87,26 @@ template <class Cell, int NB, class T>
 HOTLOOP_INLINE void prefetch_cell(const BackwardStep<T>& step, int64_t H, int64_t row, int64_t unit) {
   for (int b = 0; b < NB; ++b) {
     const int64_t at = unit + b * kLanes<T>;
-    for (int s = 0; s < Cell::kSaved; ++s) prefetch(step.gates + (row * Cell::kSaved + s) * H + at);
-    if (step.grad_output != nullptr) prefetch(step.grad_output + row * step.grad_output_row + at);
-    if constexpr (Cell::kBackwardReadsH) prefetch(step.h + row * step.h_row + at);
-    if constexpr (Cell::kCarriesH) prefetch(step.h_prev + row * step.h_prev_row + at);
-    if constexpr (Cell::kHasC) prefetch(step.c_prev + row * step.c_prev_row + at);
+    for (int s = 0; s < Cell::kSaved; ++s) prefetch(step.gates[row] + s * H + at);
+    if (step.grad_output.start != nullptr) prefetch(step.grad_output[row] + at);
+    if constexpr (Cell::kBackwardReadsH) prefetch(step.h[row] + at);
+    if constexpr (Cell::kCarriesH) prefetch(step.h_prev[row] + at);
+    if constexpr (Cell::kHasC) prefetch(step.c_prev[row] + at);
   }
+}
+
+// An episode begins at the step after: what came from there is of the initial state, and nothing is of this step.
+template <class Cell, class T>
+HOTLOOP_NOINLINE Vector<T> cut(const BackwardStep<T>& step, int64_t row, int64_t unit, Part<T> part, Vector<T> dh) {
+  const StepRows<T> sums = step.episodes->dh;
+  if (sums.start != nullptr) part.store(sums[row] + unit, part.load(sums[row] + unit) + dh);
+  if constexpr (Cell::kHasC) {
+    const StepRows<T> c_sums = step.episodes->dc;
+    T* const carry = step.carry[row] + unit;
+    if (c_sums.start != nullptr) part.store(c_sums[row] + unit, part.load(c_sums[row] + unit) + part.load(carry));
+    part.store(carry, Vector<T>{});
+  }
+  return Vector<T>{};
 }
 
 // dh = dG of the step after * weight_hh (+ what bypassed weight_hh), and the cell's derivative on it.
@@ -82,16 +121,26 @@ HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight
   multiply<MR, NB, 1>(acc, next, weight_hh + block * depth * kL, depth * kL, depth, [&](int r) HOTLOOP_LAMBDA {
     if (step.gradients != nullptr) prefetch_cell<Cell, NB>(step, H, row + r, block * kL);
   });
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
+  for (int r = 0; r < MR; ++r) {
+    const bool ends = step.cuts.start != nullptr && *step.cuts[row + r] != 0;
+    BackwardRow<T> at{};
+    T* dh_to = nullptr;
+    if (step.gradients != nullptr) {
+      at = step.template at<Cell>(row + r);
+    } else {
+      if constexpr (Cell::kCarriesH) at.carry = step.carry[row + r];
+      dh_to = step.dh[row + r];
+    }
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       Vector<T> dh = acc[r][b];
-      if constexpr (Cell::kCarriesH) dh = dh + part.load(step.carry + (row + r) * H + unit);
-      if (step.gradients != nullptr) {
-        cell_backward<Cell>(step, H, row + r, unit, part, dh);
+      if constexpr (Cell::kCarriesH) dh = dh + part.load(at.carry + unit);
+      if (ends) dh = cut<Cell>(step, row + r, unit, part, dh);
+      if (dh_to == nullptr) {
+        cell_backward<Cell>(at, H, unit, part, dh);
       } else {
-        part.store(step.dh + (row + r) * H + unit, dh);
+        part.store(dh_to + unit, dh);
       }
     }
   }
@@ -108,32 +157,33 @@ HOTLOOP_NOINLINE void reset_tile(const BackwardStep<T>& step, const T* weight_re
   const T* a[MR];
   for (int r = 0; r < MR; ++r) a[r] = step.gradients + (row + r) * step.row_stride + Cell::kOfH * H;
   multiply<MR, NB, 1>(acc, a, weight_reset + block * depth * kL, depth * kL, depth);
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
+  for (int r = 0; r < MR; ++r) {
+    const BackwardRow<T> at = step.template at<Cell>(row + r);
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       Vector<T> saved[S];
-      for (int s = 0; s < S; ++s) saved[s] = part.load(step.gates + ((row + r) * S + s) * H + unit);
-      T* const carried = step.carry + (row + r) * H + unit;
-      Vector<T> carry = part.load(carried);
-      const Vector<T> h_prev = part.load(step.h_prev + (row + r) * step.h_prev_row + unit);
-      part.store(step.gradients + (row + r) * step.row_stride + unit,
-                 Cell::backward_reset(saved, h_prev, acc[r][b], carry));
-      part.store(carried, carry);
+      for (int s = 0; s < S; ++s) saved[s] = part.load(at.gates + s * H + unit);
+      Vector<T> carry = part.load(at.carry + unit);
+      const Vector<T> h_prev = part.load(at.h_prev + unit);
+      part.store(at.gradients + unit, Cell::backward_reset(saved, h_prev, acc[r][b], carry));
+      part.store(at.carry + unit, carry);
     }
   }
 }
 
+// Row `row` of `gradients` belongs to row first + row of `to`.
 template <int MR, int NB, class T>
 HOTLOOP_NOINLINE void input_gradient_tile(const T* gradients, int64_t row_stride, const T* weight_ih, int64_t depth,
-                                          int64_t I, const ChunkRows<T>& to, int64_t row, int64_t block) {
+                                          int64_t I, const ChunkRows<T>& to, int64_t first, int64_t row,
+                                          int64_t block) {
   constexpr int kL = kLanes<T>;
   Vector<T> acc[MR][NB] = {};
   const T* a[MR];
   for (int r = 0; r < MR; ++r) a[r] = gradients + (row + r) * row_stride;
   multiply<MR, NB, 1>(acc, a, weight_ih + block * depth * kL, depth * kL, depth);
   for (int r = 0; r < MR; ++r) {
-    T* const result = to.at(row + r);
+    T* const result = to.at(first + row + r);
     for (int b = 0; b < NB; ++b) Part<T>(I - (block + b) * kL).store(result + (block + b) * kL, acc[r][b]);
   }
 }
@@ -160,20 +210,21 @@ struct Panels {
     }
   }
 
-  // Rows first .. first+count-1 from rows `stride` apart, or their products with those of `times` where there is one. Panel
-  // by panel: row by row, choosing each panel's width took a third of the recurrence of LSTM B32 H64.
-  HOTLOOP_INLINE void put(int64_t first, int64_t count, const T* from, int64_t stride, const T* times = nullptr,
-                          int64_t times_stride = 0) const {
+  // Rows first, first + every, ... from from(row), or their products with times(row) where there is one. Panel by panel: row
+  // by row, choosing each panel's width took a third of the recurrence of LSTM B32 H64.
+  template <class From>
+  HOTLOOP_INLINE void put(int64_t first, int64_t every, int64_t count, From&& from,
+                          const StepRows<const T>& times = {}) const {
     each([&](auto nv, int64_t vector, T* panel) {
       constexpr int NV = decltype(nv)::value;
       const Part<T> part(columns - (vector + NV - 1) * kL);  // of the last one
       for (int64_t row = 0; row < count; ++row) {
-        const T* const at = from + row * stride + vector * kL;
-        T* const to = panel + (first + row) * NV * kL;
+        const T* const at = from(row) + vector * kL;
+        T* const to = panel + (first + row * every) * NV * kL;
         for (int v = 0; v < NV; ++v) {
           Vector<T> value = v == NV - 1 ? part.load(at + v * kL) : load(at + v * kL);
-          if (times != nullptr) {
-            const T* const factor = times + row * times_stride + (vector + v) * kL;
+          if (times.start != nullptr) {
+            const T* const factor = times[row] + (vector + v) * kL;
             value = (v == NV - 1 ? part.load(factor) : load(factor)) * value;
           }
           store(to + v * kL, value);
@@ -191,12 +242,18 @@ struct BackwardRun {
   static constexpr int G = Cell::kGates, S = Cell::kSaved, kL = kLanes<T>;
   static constexpr bool kTwoPasses = Cell::kOfH < G;
   const hotloop_backward_args& args;
+  Rows rows_of;
+  int64_t *states = nullptr, *nowhere = nullptr;  // places, [B]: of states, and of what is the same for all rows
+  int64_t *of_x = nullptr, *of_output = nullptr, *of_gates = nullptr, *of_c = nullptr, *of_resets = nullptr,
+          *of_grad_output = nullptr, *of_grad_c = nullptr;
+  int64_t* of_grad_x = nullptr;  // in the canonical order
   // pack_by_column
   T *weight_hh = nullptr, *weight_reset = nullptr, *weight_ih = nullptr;
-  T* zeros = nullptr;      // [H]
-  T* carry = nullptr;      // [B, H] GRU; an LSTM's is grad_c0
-  T* gradients = nullptr;  // [chunk rows][row_stride] dG
-  T* bias_sums = nullptr;  // [kGradients*H]
+  T* zeros = nullptr;                          // [H]
+  T* carry = nullptr;                          // [B, H] GRU; an LSTM's is grad_c0
+  T *dh_first = nullptr, *dc_first = nullptr;  // [B, H] sums over the episodes that began with h0, c0
+  T* gradients = nullptr;                      // [chunk rows][row_stride] dG
+  T* bias_sums = nullptr;                      // [kGradients*H]
   T *h_panels = nullptr, *reset_panels = nullptr, *x_panels = nullptr;
   int64_t row_stride = 0;
   int64_t s0 = 0, s1 = 0;  // steps of this chunk
@@ -211,20 +268,43 @@ struct BackwardRun {
     return chunk < args.forward.seq_len ? chunk : args.forward.seq_len;
   }
 
+  // The most rows of a chunk.
+  static int64_t chunk_rows(const hotloop_backward_args& args) { return chunk_steps(args) * args.forward.batch_size; }
+
+  explicit BackwardRun(const hotloop_backward_args& args) : args(args), rows_of(args.forward) {}
+
   static BackwardRun carve(const hotloop_backward_args& args, void* workspace, int64_t steps, int64_t& bytes) {
     Carver carver(workspace);
-    const int64_t B = args.forward.batch_size, I = args.forward.input_size, H = args.forward.hidden_size;
-    BackwardRun run{args};
-    run.s1 = args.forward.seq_len - args.cursor;
+    const hotloop_forward_args& f = args.forward;
+    const int64_t B = f.batch_size, I = f.input_size, H = f.hidden_size;
+    BackwardRun run(args);
+    run.s1 = f.seq_len - args.cursor;
     run.s0 = run.s1 - steps;
+    run.rows_of.carve(carver);
+    int64_t* places = carver.take<int64_t>(10 * B);
+    const auto table = [&places, B] { return places += B, places - B; };
+    run.states = table();
+    run.nowhere = table();
+    run.of_x = table();
+    run.of_output = table();
+    run.of_gates = table();
+    run.of_c = table();
+    run.of_resets = table();
+    run.of_grad_output = table();
+    run.of_grad_c = table();
+    run.of_grad_x = table();
     // One line more than a whole number of them keeps rows of 4 KiB from meeting in the same sets of the cache.
     run.row_stride = (Cell::kGradients * H + kL - 1) / kL * kL + 64 / (int64_t)sizeof(T);
-    const int64_t rows = chunk_steps(args) * B;
+    const int64_t rows = chunk_rows(args);
     run.weight_hh = carver.take<T>(blocks_of(H, kL) * Cell::kOfH * H * kL);
     run.weight_reset = carver.take<T>(blocks_of(H, kL) * (G - Cell::kOfH) * H * kL);
     if (args.grad_x) run.weight_ih = carver.take<T>(blocks_of(I, kL) * G * H * kL);
     run.zeros = carver.take<T>(H);
     run.carry = Cell::kCarriesH ? carver.take<T>(B * H) : static_cast<T*>(args.grad_c0);
+    if (f.resets && f.reset_to_initial) {
+      run.dh_first = carver.take<T>(B * H);
+      if (Cell::kHasC) run.dc_first = carver.take<T>(B * H);
+    }
     run.gradients = carver.take<T>(rows * run.row_stride);
     run.bias_sums = carver.take<T>(Cell::kGradients * H);
     if (args.grad_weight_hh) run.h_panels = carver.take<T>(blocks_of(H, kL) * kL * rows);
@@ -234,9 +314,9 @@ struct BackwardRun {
     return run;
   }
 
-  void start() const {
+  void start(int shares) const {
     const hotloop_forward_args& f = args.forward;
-    const int64_t H = f.hidden_size, state = f.batch_size * H * (int64_t)sizeof(T);
+    const int64_t B = f.batch_size, H = f.hidden_size, state = B * H * (int64_t)sizeof(T);
     const T* const from = static_cast<const T*>(f.weight_hh);
     pack_by_column<Cell::kOfH>(from, H, H, Cell::kHGate, weight_hh);
     if constexpr (kTwoPasses) pack_by_column<G - Cell::kOfH>(from + Cell::kOfH * H * H, H, H, kInOrder, weight_reset);
@@ -245,6 +325,34 @@ struct BackwardRun {
     __builtin_memset(bias_sums, 0, Cell::kGradients * H * sizeof(T));
     copy_or_zero(args.grad_h0, args.grad_h_n, state);
     if (Cell::kHasC) copy_or_zero(args.grad_c0, args.grad_c_n, state);
+    if (dh_first) copy_or_zero(dh_first, nullptr, state);
+    if (dc_first) copy_or_zero(dc_first, nullptr, state);
+    rows_of.sort();
+    rows_of.place_states(H, shares, states);
+    for (int64_t row = 0; row < B; ++row) nowhere[row] = 0;
+    rows_of.place(f.x_stride_t, f.x_stride_b, shares, of_x);
+    rows_of.place(f.output_stride_t, f.output_stride_b, shares, of_output);
+    if (S > 0) rows_of.place((rows_of.flat() ? 1 : B) * S * H, S * H, shares, of_gates);
+    if (Cell::kHasC) rows_of.place(f.c_stride_t, f.c_stride_b, shares, of_c);
+    if (f.resets) rows_of.place(f.resets_stride_t, f.resets_stride_b, shares, of_resets);
+    if (args.grad_output) rows_of.place(args.grad_output_stride_t, args.grad_output_stride_b, shares, of_grad_output);
+    if (args.grad_c) rows_of.place(args.grad_c_stride_t, args.grad_c_stride_b, shares, of_grad_c);
+    if (args.grad_x) rows_of.place(args.grad_x_stride_t, args.grad_x_stride_b, 1, of_grad_x);
+  }
+
+  // Steps of the round that begins at the cursor: a chunk's worth of rows, at least one step.
+  int64_t steps() const {
+    const int64_t most = chunk_rows(args), after = rows_of.steps_from(s1);
+    int64_t low = 0, high = s1 - 1;  // of steps, the first that fits; the last always does
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (rows_of.steps_from(middle) - after <= most) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return s1 - low;
   }
 
   static void copy_or_zero(void* to, const void* from, int64_t bytes) {
@@ -256,15 +364,17 @@ struct BackwardRun {
     }
   }
 
-  HOTLOOP_INLINE T* gradients_of(int64_t s, int64_t b) const {
-    return gradients + ((s1 - 1 - s) * args.forward.batch_size + b) * row_stride;
+  // The chunk's rows that come before those of step s: steps run from the last to the first.
+  HOTLOOP_INLINE int64_t rows_before(int64_t s) const {
+    if (!rows_of.ragged) return (s1 - 1 - s) * args.forward.batch_size;
+    return rows_of.steps_from(s + 1) - rows_of.steps_from(s1);
   }
 
   // The recurrence of this chunk for some batch rows, and their rows of the panels.
   void recurrence(const hotloop::Share& share) const {
     const FlushSubnormals flush;
     const BackwardRows<Cell, T> part(*this, share);
-    if (part.count == 0) return;
+    if (part.share.count == 0) return;
     if (share.team == nullptr) {
       for (int64_t stage = 0; stage < part.stages(); ++stage) part.stage(stage, 0);
     } else {
@@ -278,7 +388,7 @@ struct BackwardRun {
     const FlushSubnormals flush;
     const hotloop_forward_args& f = args.forward;
     const int64_t H = f.hidden_size, J = G * H;
-    const int64_t rows = (s1 - s0) * f.batch_size;
+    const int64_t rows = rows_before(s0 - 1);
     const int64_t first = J * index / count, last = J * (index + 1) / count;
     if (h_panels) {
       T* const result = static_cast<T*>(args.grad_weight_hh);
@@ -297,17 +407,41 @@ struct BackwardRun {
       sum_columns(columns * index / count, columns * (index + 1) / count, rows);
     }
     if (args.grad_x) {
-      const Sequence<T> grad_x(static_cast<T*>(args.grad_x), args.grad_x_stride_t, args.grad_x_stride_b, f);
-      Sequence<T> backwards = grad_x;  // the chunk's rows run from its last step to its first
-      backwards.start = grad_x.at(s1 - 1, 0);
-      backwards.step = -grad_x.step;
-      const int64_t from = rows * index / count, to = rows * (index + 1) / count;
-      const ChunkRows<T> results{backwards, 0, 0, f.batch_size};
-      const T* const a = gradients + Cell::kXSide * H;
-      for_tiles<1>(to - from, {0, blocks_of(f.input_size, kL)}, [&](auto mr, auto nb, int64_t row, int64_t block) {
-        input_gradient_tile<decltype(mr)::value, decltype(nb)::value>(a, row_stride, weight_ih, J, f.input_size,
-                                                                      results, from + row, block);
-      });
+      input_gradient(rows * index / count, rows * (index + 1) / count);
+      if (f.lengths && s0 == 0) {
+        clear_padding<T>(f, args.grad_x, args.grad_x_stride_t, args.grad_x_stride_b, f.batch_size * index / count,
+                         f.batch_size * (index + 1) / count, 0, f.input_size);
+      }
+    }
+  }
+
+  HOTLOOP_INLINE Sequence<T> grad_x() const {
+    const int64_t stride = args.grad_x_stride_t;
+    return {static_cast<T*>(args.grad_x), args.forward.reverse ? -stride : stride, of_grad_x};
+  }
+
+  // Rows from..to-1 of the chunk's gradient of x.
+  void input_gradient(int64_t from, int64_t to) const {
+    const int64_t J = G * args.forward.hidden_size, I = args.forward.input_size;
+    Sequence<T> backwards = grad_x();  // the chunk's rows run from its last step to its first
+    backwards.step = -backwards.step;
+    const T* const a = gradients + Cell::kXSide * args.forward.hidden_size;
+    // Steps that have equally many rows are done together.
+    for (int64_t last = s1 - 1, before = 0; last >= s0 && before < to;) {
+      const int64_t rows = rows_of.active(last);
+      int64_t first = last;
+      while (first > s0 && rows_of.active(first - 1) == rows) --first;
+      const int64_t after = before + (last - first + 1) * rows;
+      const int64_t begin = from > before ? from : before, end = to < after ? to : after;
+      if (begin < end) {
+        const ChunkRows<T> results{backwards, -last, rows};
+        for_tiles<1>(end - begin, {0, blocks_of(I, kL)}, [&](auto mr, auto nb, int64_t row, int64_t block) {
+          input_gradient_tile<decltype(mr)::value, decltype(nb)::value>(a + begin * row_stride, row_stride, weight_ih,
+                                                                        J, I, results, begin - before, row, block);
+        });
+      }
+      before = after;
+      last = first - 1;
     }
   }
 
@@ -372,6 +506,16 @@ struct BackwardRun {
       if (bias_ih) __builtin_memcpy(bias_ih + g * H, bias_sums + (Cell::kXSide + g) * H, H * sizeof(T));
       if (bias_hh) __builtin_memcpy(bias_hh + Cell::kHGate[g] * H, bias_sums + g * H, H * sizeof(T));
     }
+    if (dh_first) add(static_cast<T*>(args.grad_h0), dh_first);
+    if (dc_first) add(static_cast<T*>(args.grad_c0), dc_first);
+  }
+
+  void add(T* to, const T* from) const {
+    const int64_t count = args.forward.batch_size * args.forward.hidden_size;
+    for (int64_t i = 0; i < count; i += kL) {
+      const Part<T> part(count - i);
+      part.store(to + i, part.load(to + i) + part.load(from + i));
+    }
   }
 };
 
@@ -381,27 +525,50 @@ struct BackwardRows {
   static constexpr int S = Cell::kSaved, kL = kLanes<T>, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
   const BackwardRun<Cell, T>& run;
   const hotloop_backward_args& args;
-  const int64_t first, count;  // rows
+  const ShareRows share;
   const int members;
   const Blocks blocks;
-  const Sequence<const T> x, output, gates, c, grad_output;
+  const Sequence<const T> x, output, gates, c, grad_output, grad_c;
+  const Sequence<const uint8_t> resets;
+  const StepRows<const T> h_first, c_first;  // the initial state
+  const StepRows<T> dh, carry;
+  const Episodes<T> episodes;
 
-  BackwardRows(const BackwardRun<Cell, T>& run, const hotloop::Share& share)
+  BackwardRows(const BackwardRun<Cell, T>& run, const hotloop::Share& of)
       : run(run),
         args(run.args),
-        first(args.forward.batch_size * share.index / share.count),
-        count(args.forward.batch_size * (share.index + 1) / share.count - first),
-        members(share.members),
+        share(run.rows_of.share(of.index, of.count)),
+        members(of.members),
         blocks{0, blocks_of(args.forward.hidden_size, kL)},
-        x(static_cast<const T*>(args.forward.x), args.forward.x_stride_t, args.forward.x_stride_b, args.forward),
-        output(static_cast<const T*>(args.forward.output), args.forward.output_stride_t, args.forward.output_stride_b,
-               args.forward),
-        gates(static_cast<const T*>(args.forward.gates), args.forward.batch_size * S * args.forward.hidden_size,
-              S * args.forward.hidden_size, args.forward),
-        c(static_cast<const T*>(args.forward.c), args.forward.batch_size * args.forward.hidden_size,
-          args.forward.hidden_size, args.forward),
-        grad_output(static_cast<const T*>(args.grad_output), args.grad_output_stride_t, args.grad_output_stride_b,
-                    args.forward) {}
+        x(sequence<T>(args.forward.x, args.forward.x_stride_t, run.of_x)),
+        output(sequence<T>(args.forward.output, args.forward.output_stride_t, run.of_output)),
+        gates(sequence<T>(args.forward.gates,
+                          (run.rows_of.flat() ? 1 : args.forward.batch_size) * S * args.forward.hidden_size,
+                          run.of_gates)),
+        c(sequence<T>(args.forward.c, args.forward.c_stride_t, run.of_c)),
+        grad_output(sequence<T>(args.grad_output, args.grad_output_stride_t, run.of_grad_output)),
+        grad_c(sequence<T>(args.grad_c, args.grad_c_stride_t, run.of_grad_c)),
+        resets(sequence<uint8_t>(args.forward.resets, args.forward.resets_stride_t, run.of_resets)),
+        h_first(initial(args.forward.h0)),
+        c_first(initial(args.forward.c0)),
+        dh{static_cast<T*>(args.grad_h0), run.states + share.begin},
+        carry{run.carry, run.states + share.begin},
+        episodes{initial(args.forward.reset_to_initial ? args.forward.h0 : nullptr),
+                 initial(args.forward.reset_to_initial ? args.forward.c0 : nullptr),
+                 {run.dh_first, run.states + share.begin},
+                 {run.dc_first, run.states + share.begin}} {}
+
+  // The share's rows of an array that the caller has, in the order of processing.
+  template <class E>
+  HOTLOOP_INLINE Sequence<const E> sequence(const void* start, int64_t stride_t, const int64_t* places) const {
+    return {static_cast<const E*>(start), args.forward.reverse ? -stride_t : stride_t, places + share.begin};
+  }
+
+  // The same of a state, or zeros.
+  HOTLOOP_INLINE StepRows<const T> initial(const void* state) const {
+    if (state == nullptr) return {run.zeros, run.nowhere};
+    return {static_cast<const T*>(state), run.states + share.begin};
+  }
 
   // Of a chunk: its steps from the last, pass by pass, and the first pass of the step before, which leaves dh.
   int64_t stages() const { return (run.s1 - run.s0) * kPasses + 1; }
@@ -411,30 +578,32 @@ struct BackwardRows {
   }
 
   HOTLOOP_INLINE void stage(int64_t stage, int member) const {
-    const hotloop_forward_args& f = args.forward;
-    const int64_t H = f.hidden_size, s = run.s1 - 1 - stage / kPasses;
-    const T* const h0 = static_cast<const T*>(f.h0);
-    const T* const c0 = static_cast<const T*>(f.c0);
+    const int64_t H = args.forward.hidden_size, s = run.s1 - 1 - stage / kPasses;
+    // Rows of this step, and those that come to it from the one after; the others end here, or with the chunk before.
+    const int64_t continued = s < run.s1 - 1 ? run.rows_of.active(share, s + 1) : 0;
+    const int64_t count = s >= run.s0 ? run.rows_of.active(share, s) : continued;
     Blocks slice = blocks.slice(member, members);
     slice.descending = s % 2 != 0;
     BackwardStep<T> step{};
-    step.row_stride = run.row_stride;
-    step.dh = static_cast<T*>(args.grad_h0) + first * H;
-    step.carry = run.carry + first * H;
-    if (s < run.s1 - 1) step.next = run.gradients_of(s + 1, first);
+    step.row_stride = run.row_stride * share.every;
+    step.dh = dh;
+    step.carry = carry;
+    step.episodes = &episodes;
+    if (continued > 0) {
+      step.next = run.gradients + (run.rows_before(s + 1) + share.first) * run.row_stride;
+      step.cuts = resets_at(resets, s + 1, continued);
+    }
     if (s >= run.s0) {
-      step.gradients = run.gradients_of(s, first);
-      if (args.grad_output) step.grad_output = grad_output.at(s, first);
-      step.grad_output_row = grad_output.row;
-      if constexpr (S > 0) step.gates = gates.at(s, first);
-      step.h = output.at(s, first);
-      step.h_row = output.row;
-      step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : run.zeros;
-      step.h_prev_row = s > 0 ? output.row : h0 ? H : 0;
+      step.gradients = run.gradients + (run.rows_before(s) + share.first) * run.row_stride;
+      if (args.grad_output) step.grad_output = grad_output.rows(s);
+      if (args.grad_c) step.grad_c = grad_c.rows(s);
+      if constexpr (S > 0) step.gates = gates.rows(s);
+      step.h = output.rows(s);
+      step.h_prev = s > 0 ? output.rows(s - 1) : h_first;
+      step.resets = resets_at(resets, s, count);
       if constexpr (Cell::kHasC) {
-        step.c = c.at(s, first);
-        step.c_prev = s > 0 ? c.at(s - 1, first) : c0 ? c0 + first * H : run.zeros;
-        step.c_prev_row = s > 0 || c0 ? H : 0;
+        step.c = c.rows(s);
+        step.c_prev = s > 0 ? c.rows(s - 1) : c_first;
       }
     }
     if constexpr (kPasses == 2) {
@@ -445,33 +614,30 @@ struct BackwardRows {
         return;
       }
     }
-    if (s >= run.s0 && (run.h_panels || run.x_panels)) put_rows(step, s, member);
-    if (step.next != nullptr) {
-      for_tiles<1>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
-        backward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.weight_hh, H, row, block);
-      });
-      return;
-    }
-    for (int64_t row = 0; row < count; ++row) {
+    if (s >= run.s0 && (run.h_panels || run.x_panels)) put_rows(step, s, count, member);
+    for_tiles<1>(continued, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+      backward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.weight_hh, H, row, block);
+    });
+    for (int64_t row = continued; row < count; ++row) {
+      const BackwardRow<T> at = step.template at<Cell>(row);
       for (int64_t block = slice.first; block < slice.last; ++block) {
         const Part<T> part(H - block * kL);
-        cell_backward<Cell>(step, H, row, block * kL, part, part.load(step.dh + row * H + block * kL));
+        cell_backward<Cell>(at, H, block * kL, part, part.load(step.dh[row] + block * kL));
       }
     }
   }
 
   // A member fills some of the panels.
-  void put_rows(const BackwardStep<T>& step, int64_t s, int member) const {
+  void put_rows(const BackwardStep<T>& step, int64_t s, int64_t count, int member) const {
     const int64_t H = args.forward.hidden_size, I = args.forward.input_size;
-    const int64_t rows = (run.s1 - run.s0) * args.forward.batch_size;
-    const int64_t to = (run.s1 - 1 - s) * args.forward.batch_size + first;
+    const int64_t rows = run.rows_before(run.s0 - 1), to = run.rows_before(s) + share.first;
     const Panels<T> of_h{run.h_panels, H, rows, member, members}, of_reset{run.reset_panels, H, rows, member, members};
     const Panels<T> of_x{run.x_panels, I, rows, member, members};
-    if (run.h_panels) of_h.put(to, count, step.h_prev, step.h_prev_row);
-    if (kPasses == 2 && run.reset_panels) {  // r is the first of the saved arrays
-      of_reset.put(to, count, step.h_prev, step.h_prev_row, step.gates, S * H);
-    }
-    if (run.x_panels) of_x.put(to, count, x.at(s, first), x.row);
+    const auto h = [&](int64_t row) HOTLOOP_LAMBDA { return step.h_before(row); };
+    if (run.h_panels) of_h.put(to, share.every, count, h);
+    if (kPasses == 2 && run.reset_panels) of_reset.put(to, share.every, count, h, step.gates);  // r is saved first
+    const StepRows<const T> now = x.rows(s);
+    if (run.x_panels) of_x.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA { return now[row]; });
   }
 };
 
@@ -489,8 +655,9 @@ double recurrence_ns(const hotloop_backward_args& args) {
 }
 
 template <class Cell, class T>
-int64_t backward_most_steps(const hotloop_backward_args& args) {
-  return BackwardRun<Cell, T>::chunk_steps(args);
+int64_t backward_most_steps(const hotloop_backward_args& args, void* workspace) {
+  int64_t bytes;
+  return BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).steps();
 }
 
 template <class Cell, class T>
@@ -501,9 +668,9 @@ int64_t backward_workspace(const hotloop_backward_args& args, int) {
 }
 
 template <class Cell, class T>
-void backward_start(const hotloop_backward_args& args, void* workspace, int) {
+void backward_start(const hotloop_backward_args& args, void* workspace, int shares) {
   int64_t bytes;
-  BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).start();
+  BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).start(shares);
 }
 
 template <class Cell, class T>

@@ -4,6 +4,7 @@
 #include "../dispatch.h"
 #include "cells.h"
 #include "gemm.h"
+#include "rows.h"
 
 namespace {
 
@@ -15,37 +16,6 @@ constexpr int64_t kProjectedBytes = 192 * 1024;
 constexpr double kLaneFlopsNs = 12.5;
 // What the cell functions of one unit cost, in flops of products (LSTM: 16.4 ns a vector of 16 at 266 GF/s).
 constexpr double kCellFlops = 270;
-
-// Cuts arrays out of the caller's workspace, each starting a cache line. With a null start it only counts.
-class Carver {
- public:
-  HOTLOOP_INLINE explicit Carver(const void* start)
-      : start_((reinterpret_cast<uintptr_t>(start) + 63) & ~static_cast<uintptr_t>(63)) {}
-  template <class T>
-  HOTLOOP_INLINE T* take(int64_t count) {
-    T* const taken = reinterpret_cast<T*>(start_ + (uintptr_t)used_);
-    used_ += (count * (int64_t)sizeof(T) + 63) & ~(int64_t)63;
-    return taken;
-  }
-  HOTLOOP_INLINE int64_t bytes() const { return used_ + 64; }
-
- private:
-  uintptr_t start_;
-  int64_t used_ = 0;
-};
-
-// A sequence in the order of processing: row (s, b) of step s. `reverse` is a negative stride and nothing else.
-template <class T>
-struct Sequence {
-  T* start;
-  int64_t step, row;
-
-  HOTLOOP_INLINE Sequence(T* base, int64_t stride_t, int64_t stride_b, const hotloop_forward_args& args)
-      : start(args.reverse && base ? base + (args.seq_len - 1) * stride_t : base),
-        step(args.reverse ? -stride_t : stride_t),
-        row(stride_b) {}
-  HOTLOOP_INLINE T* at(int64_t s, int64_t b) const { return start + s * step + b * row; }
-};
 
 template <class Cell, class T>
 struct PackedWeights {
@@ -87,33 +57,30 @@ struct PackedWeights {
   }
 };
 
-// Where one step of the recurrence reads and writes; pointers are those of the batch's first row.
+// Where one step of the recurrence reads and writes.
 template <class T>
 struct ForwardStep {
-  const T* projected;  // [B, G*H]
-  int64_t projected_row;
-  T* gates;  // [B, S*H] or null; never null for a cell of two passes, which keeps there what the second needs
-  int64_t gates_row;
-  T* reset_h;       // [B, H] between the two passes
-  const T* h_prev;  // [B, H]
-  int64_t h_prev_row;
-  T* h;
-  int64_t h_row;
-  const T* c_prev;  // [B, H] contiguous but for the zero row
-  int64_t c_prev_row;
-  T* c;
-  const T* later_gates;  // where the projection of a later step will be written, or null
+  StepRows<T> projected;  // G*H
+  StepRows<T> gates;      // S*H, or none; never none for a cell of two passes, which keeps there what the second needs
+  T* reset_h;             // [B, H] between the two passes
+  StepRows<const T> h_prev, c_prev;
+  StepRows<T> h, c;
+  StepRows<T> later_gates;         // where the projection of a later step will be written, or none
+  StepRows<const uint8_t> resets;  // where an episode begins, if one does among these rows
+  const Episodes<T>* episodes;
+
+  HOTLOOP_INLINE bool begins(int64_t row) const { return resets.start != nullptr && *resets[row] != 0; }
+  HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? episodes->h[row] : h_prev[row]; }
+  HOTLOOP_INLINE const T* c_before(int64_t row) const { return begins(row) ? episodes->c[row] : c_prev[row]; }
 
   // Asks for its lines of a row, units from `unit` on: they were written long ago, if ever, and come from memory. Not for
   // those of h: the output may lie on pages that the system has not made yet, where asking took RNN T1000 B1 H128 twice
   // the time.
   template <class Cell, int NB>
   HOTLOOP_INLINE void ask(int64_t H, int64_t row, int64_t unit) const {
+    if (later_gates.start == nullptr) return;
     for (int b = 0; b < NB; ++b) {
-      const int64_t at = unit + b * kLanes<T>;
-      if (later_gates != nullptr) {
-        for (int s = 0; s < Cell::kSaved; ++s) prefetch(later_gates + row * gates_row + s * H + at);
-      }
+      for (int s = 0; s < Cell::kSaved; ++s) prefetch(later_gates[row] + s * H + unit + b * kLanes<T>);
     }
   }
 };
@@ -125,24 +92,24 @@ HOTLOOP_NOINLINE void gates_tile(const ForwardStep<T>& step, const PackedWeights
   constexpr int G = Cell::kOfH, kL = kLanes<T>;
   Vector<T> acc[MR][NB * G];
   const T* h_prev[MR];
-  for (int r = 0; r < MR; ++r) h_prev[r] = step.h_prev + (row + r) * step.h_prev_row;
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
-      const T* const projected = step.projected + (row + r) * step.projected_row + unit;
-      for (int g = 0; g < G; ++g) acc[r][b * G + g] = part.load(projected + g * H);
+  for (int r = 0; r < MR; ++r) {
+    h_prev[r] = step.h_before(row + r);
+    const T* const projected = step.projected[row + r];
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
+      for (int g = 0; g < G; ++g) acc[r][b * G + g] = part.load(projected + g * H + unit);
     }
   }
   multiply<MR, NB, G>(acc, h_prev, packed.weight_hh + block * H * G * kL, H * G * kL, H);
-  for (int b = 0; b < NB; ++b) {
-    const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
-    for (int r = 0; r < MR; ++r) {
+  for (int r = 0; r < MR; ++r) {
+    T *const reset_h = step.reset_h + (row + r) * H, *const gates = step.gates[row + r];
+    for (int b = 0; b < NB; ++b) {
+      const int64_t unit = (block + b) * kL;
+      const Part<T> part(H - unit);
       Vector<T> saved[G];
-      part.store(step.reset_h + (row + r) * H + unit, Cell::gates(&acc[r][b * G], part.load(h_prev[r] + unit), saved));
-      T* const gates = step.gates + (row + r) * step.gates_row + unit;
-      for (int g = 0; g < G; ++g) part.store(gates + g * H, saved[g]);
+      part.store(reset_h + unit, Cell::gates(&acc[r][b * G], part.load(h_prev[r] + unit), saved));
+      for (int g = 0; g < G; ++g) part.store(gates + g * H + unit, saved[g]);
     }
   }
 }
@@ -156,14 +123,14 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
   Vector<T> acc[MR][NB * G];
   const T *h_prev[MR], *operand[MR];
   for (int r = 0; r < MR; ++r) {
-    h_prev[r] = step.h_prev + (row + r) * step.h_prev_row;
+    h_prev[r] = step.h_before(row + r);
     operand[r] = kSecond ? step.reset_h + (row + r) * H : h_prev[r];
   }
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;
     const Part<T> part(H - unit);
     for (int r = 0; r < MR; ++r) {
-      const T* const projected = step.projected + (row + r) * step.projected_row + unit;
+      const T* const projected = step.projected[row + r] + unit;
       for (int g = 0; g < G; ++g) {
         acc[r][b * G + g] =
             g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + (kFirst + g) * H);
@@ -178,39 +145,28 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
     const Part<T> part(H - unit);
     for (int r = 0; r < MR; ++r) {
       Vector<T> c{}, before{}, apart{}, saved[Cell::kSaved + 1];
-      if constexpr (Cell::kHasC) c = part.load(step.c_prev + (row + r) * step.c_prev_row + unit);
+      if constexpr (Cell::kHasC) c = part.load(step.c_before(row + r) + unit);
       if constexpr (Cell::kCarriesH) before = part.load(h_prev[r] + unit);
       if constexpr (Cell::kApart >= 0) {
-        apart = part.load(step.projected + (row + r) * step.projected_row + Cell::kApart * H + unit);
+        apart = part.load(step.projected[row + r] + Cell::kApart * H + unit);
       }
       if constexpr (kSecond) {
         for (int g = 0; g < kFirst; ++g) {
-          saved[g] = part.load(step.gates + (row + r) * step.gates_row + g * H + unit);
+          saved[g] = part.load(step.gates[row + r] + g * H + unit);
         }
       }
       const Vector<T> h = Cell::forward(&acc[r][b * G], apart, before, c, saved);
-      part.store(step.h + (row + r) * step.h_row + unit, h);
-      if constexpr (Cell::kHasC) part.store(step.c + (row + r) * H + unit, c);
+      part.store(step.h[row + r] + unit, h);
+      if constexpr (Cell::kHasC) part.store(step.c[row + r] + unit, c);
       if constexpr (Cell::kSaved > 0) {
-        if (step.gates != nullptr) {
-          T* const gates = step.gates + (row + r) * step.gates_row + unit;
+        if (step.gates.start != nullptr) {
+          T* const gates = step.gates[row + r] + unit;
           for (int s = kFirst; s < Cell::kSaved; ++s) part.store(gates + s * H, saved[s]);
         }
       }
     }
   }
 }
-
-// Rows of a chunk, (step, batch row) with the batch row running fastest, and where each lies.
-template <class T>
-struct ChunkRows {
-  Sequence<T> sequence;
-  int64_t first_step, first_row, rows_a_step;
-
-  HOTLOOP_INLINE T* at(int64_t row) const {
-    return sequence.at(first_step + row / rows_a_step, first_row + row % rows_a_step);
-  }
-};
 
 // rows(to) = bias + rows(from) W': gates of `from`'s rows in natural order.
 template <class Cell, int MR, int NB, class T>
@@ -255,13 +211,19 @@ template <class Cell, class T>
 struct ForwardRun {
   static constexpr bool kTwoPasses = Cell::kOfH < Cell::kGates;
   const hotloop_forward_args& args;
-  PackedWeights<Cell, T> packed;
-  T* zeros;      // [H]
-  T* projected;  // [shares][chunk rows][G*H], where projections are not kept
-  int64_t projected_size;
-  T* reset_h;  // [shares][rows][H] of a cell of two passes
-  int64_t reset_h_size;
+  PackedWeights<Cell, T> packed{};
+  Rows rows_of;
+  int64_t *states = nullptr, *nowhere = nullptr;  // places, [B]: of states, and of what is the same for all rows
+  int64_t *of_x = nullptr, *of_output = nullptr, *of_gates = nullptr, *of_c = nullptr, *of_resets = nullptr,
+          *of_projected = nullptr;
+  T* zeros = nullptr;      // [H]
+  T* projected = nullptr;  // [shares][chunk rows][G*H], where projections are not kept
+  int64_t projected_size = 0;
+  T* reset_h = nullptr;  // [shares][rows][H] of a cell of two passes
+  int64_t reset_h_size = 0;
   int64_t chunk;  // steps projected at once
+
+  ForwardRun(const hotloop_forward_args& args, int64_t chunk) : args(args), rows_of(args), chunk(chunk) {}
 
   // In training the projection goes where the gates will be (RNN: where h will be), and is overwritten by them.
   static HOTLOOP_INLINE bool keeps_projection(const hotloop_forward_args& args) {
@@ -279,8 +241,19 @@ struct ForwardRun {
   // Points every array into the workspace; with a null workspace this is how its size is found.
   static ForwardRun carve(const hotloop_forward_args& args, void* workspace, int shares, int64_t& bytes) {
     Carver carver(workspace);
-    const int64_t rows = (args.batch_size + shares - 1) / shares;
-    ForwardRun run{args, {}, nullptr, nullptr, 0, nullptr, 0, chunk_steps(args, rows)};
+    const int64_t B = args.batch_size, rows = (B + shares - 1) / shares;
+    ForwardRun run(args, chunk_steps(args, rows));
+    run.rows_of.carve(carver);
+    int64_t* places = carver.take<int64_t>(8 * B);
+    const auto table = [&places, B] { return places += B, places - B; };
+    run.states = table();
+    run.nowhere = table();
+    run.of_x = table();
+    run.of_output = table();
+    run.of_gates = table();
+    run.of_c = table();
+    run.of_resets = table();
+    run.of_projected = table();
     run.zeros = carver.take<T>(args.hidden_size);
     if (args.packed == nullptr) {
       run.packed = PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
@@ -300,15 +273,27 @@ struct ForwardRun {
     return run;
   }
 
-  void start() const {
+  void start(int shares) const {
+    const int64_t B = args.batch_size, H = args.hidden_size, S = Cell::kSaved;
     if (args.packed == nullptr) packed.fill(args);
-    __builtin_memset(zeros, 0, args.hidden_size * sizeof(T));
+    __builtin_memset(zeros, 0, H * sizeof(T));
+    rows_of.sort();
+    rows_of.place_states(H, shares, states);
+    rows_of.place(args.x_stride_t, args.x_stride_b, shares, of_x);
+    rows_of.place(args.output_stride_t, args.output_stride_b, shares, of_output);
+    if (args.gates) rows_of.place((rows_of.flat() ? 1 : B) * S * H, S * H, shares, of_gates);
+    if (args.c) rows_of.place(args.c_stride_t, args.c_stride_b, shares, of_c);
+    if (args.resets) rows_of.place(args.resets_stride_t, args.resets_stride_b, shares, of_resets);
+    for (int64_t row = 0; row < B; ++row) {
+      nowhere[row] = 0;
+      of_projected[row] = row * Cell::kGates * H;
+    }
   }
 
   void rows(int64_t steps, const hotloop::Share& share) const {
     const FlushSubnormals flush;
     const ForwardRows<Cell, T> part(*this, steps, share);
-    if (part.count == 0) return;
+    if (part.share.count == 0) return;
     if (share.team == nullptr) {
       part.all();
     } else {
@@ -324,31 +309,51 @@ struct ForwardRows {
   static constexpr int G = Cell::kGates, S = Cell::kSaved, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
   const hotloop_forward_args& args;
   const ForwardRun<Cell, T>& run;
-  const int64_t begin, end;    // steps
-  const int64_t first, count;  // rows
+  const int64_t begin, end;  // steps
+  const ShareRows share;
   const int members;
   const Blocks blocks;
   const Sequence<const T> x;
   const Sequence<T> output, gates, c;
+  const Sequence<const uint8_t> resets;
+  const StepRows<const T> h_first, c_first;  // the initial state
+  const Episodes<T> episodes;
   const bool keeps;                    // the projection goes where it is kept
   T *const projected, *const reset_h;  // of this share
 
-  ForwardRows(const ForwardRun<Cell, T>& run, int64_t steps, const hotloop::Share& share)
+  ForwardRows(const ForwardRun<Cell, T>& run, int64_t steps, const hotloop::Share& of)
       : args(run.args),
         run(run),
         begin(args.cursor),
         end(args.cursor + steps),
-        first(args.batch_size * share.index / share.count),
-        count(args.batch_size * (share.index + 1) / share.count - first),
-        members(share.members),
+        share(run.rows_of.share(of.index, of.count)),
+        members(of.members),
         blocks{0, blocks_of(args.hidden_size, kLanes<T>)},
-        x(static_cast<const T*>(args.x), args.x_stride_t, args.x_stride_b, args),
-        output(static_cast<T*>(args.output), args.output_stride_t, args.output_stride_b, args),
-        gates(static_cast<T*>(args.gates), args.batch_size * S * args.hidden_size, S * args.hidden_size, args),
-        c(static_cast<T*>(args.c), args.batch_size * args.hidden_size, args.hidden_size, args),
+        x(sequence<const T>(args.x, args.x_stride_t, run.of_x)),
+        output(sequence<T>(args.output, args.output_stride_t, run.of_output)),
+        gates(sequence<T>(args.gates, (run.rows_of.flat() ? 1 : args.batch_size) * S * args.hidden_size, run.of_gates)),
+        c(sequence<T>(args.c, args.c_stride_t, run.of_c)),
+        resets(sequence<const uint8_t>(args.resets, args.resets_stride_t, run.of_resets)),
+        h_first(initial(args.h0)),
+        c_first(initial(args.c0)),
+        episodes{initial(args.reset_to_initial ? args.h0 : nullptr),
+                 initial(args.reset_to_initial ? args.c0 : nullptr),
+                 {},
+                 {}},
         keeps(run.keeps_projection(args)),
-        projected(run.projected + share.index * run.projected_size),
-        reset_h(run.reset_h + share.index * run.reset_h_size) {}
+        projected(run.projected + of.index * run.projected_size),
+        reset_h(run.reset_h + of.index * run.reset_h_size) {}
+
+  // The share's rows of an array that the caller has, in the order of processing.
+  template <class E, class V>
+  HOTLOOP_INLINE Sequence<E> sequence(V* start, int64_t stride_t, const int64_t* places) const {
+    return {static_cast<E*>(start), args.reverse ? -stride_t : stride_t, places + share.begin};
+  }
+
+  HOTLOOP_INLINE StepRows<const T> initial(const void* state) const {
+    if (state == nullptr) return {run.zeros, run.nowhere};
+    return {static_cast<const T*>(state), run.states + share.begin};
+  }
 
   // All of it, on this thread.
   void all() const {
@@ -379,52 +384,52 @@ struct ForwardRows {
     part.step(s0, s0 + now / kPasses, (int)(now % kPasses), slice);
   }
 
-  // Where the projection of the chunk that begins at s0 goes: its row (s, b) is at (s - base step, b - base row).
+  // Where the projection goes: of the chunk that begins at s0, step s is at s - s0 where it is not kept.
   HOTLOOP_INLINE Sequence<T> projection() const {
-    Sequence<T> to = S > 0 ? gates : output;
-    if (!keeps) {
-      to.start = projected;
-      to.step = count * G * args.hidden_size;
-      to.row = G * args.hidden_size;
-    }
-    return to;
+    if (keeps) return S > 0 ? gates : output;
+    return {projected, share.count * G * args.hidden_size, run.of_projected};
   }
 
   void project(int64_t s0, int64_t s1, Blocks slice) const {
     const int64_t I = args.input_size, H = args.hidden_size;
-    const ChunkRows<const T> from{x, s0, first, count};
-    const ChunkRows<T> to{projection(), keeps ? s0 : 0, keeps ? first : 0, count};
-    for_tiles<G>((s1 - s0) * count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
-      project_tile<Cell, decltype(mr)::value, decltype(nb)::value>(from, to, run.packed, I, H, row, block);
-    });
+    for (int64_t first = s0, last; first < s1;
+         first = last) {  // steps that have equally many rows are projected together
+      const int64_t rows = run.rows_of.active(share, first);
+      for (last = first + 1; last < s1 && run.rows_of.active(share, last) == rows;) ++last;
+      const ChunkRows<const T> from{x, first, rows};
+      const ChunkRows<T> to{projection(), keeps ? first : first - s0, rows};
+      for_tiles<G>((last - first) * rows, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+        project_tile<Cell, decltype(mr)::value, decltype(nb)::value>(from, to, run.packed, I, H, row, block);
+      });
+    }
   }
 
   HOTLOOP_INLINE void step(int64_t s0, int64_t s, int pass, Blocks slice) const {
-    const int64_t H = args.hidden_size;
-    const T* const h0 = static_cast<const T*>(args.h0);
-    const T* const c0 = static_cast<const T*>(args.c0);
-    T* const c_n = static_cast<T*>(args.c_n);
-    const Sequence<T> from = projection();
-    ForwardStep<T> step;
-    step.projected = keeps ? from.at(s, first) : from.at(s - s0, 0);
-    step.projected_row = from.row;
-    step.gates = args.gates ? gates.at(s, first) : nullptr;
-    step.gates_row = gates.row;
+    const int64_t H = args.hidden_size, count = run.rows_of.active(share, s);
+    ForwardStep<T> step{};
+    step.projected = projection().rows(keeps ? s : s - s0);
+    if (args.gates) step.gates = gates.rows(s);
     if (kPasses == 2) {  // in inference the projected row is where they lie
-      if (!args.gates) step.gates = projected + (s - s0) * from.step;
-      if (!args.gates) step.gates_row = from.row;
+      if (!args.gates) step.gates = step.projected;
       step.reset_h = reset_h;
     }
-    step.h = output.at(s, first);
-    step.h_row = output.row;
-    step.h_prev = s > 0 ? output.at(s - 1, first) : h0 ? h0 + first * H : run.zeros;
-    step.h_prev_row = s > 0 ? output.row : h0 ? H : 0;
-    if constexpr (Cell::kHasC) {  // in inference c_n is the running state
-      step.c = args.c ? c.at(s, first) : c_n + first * H;
-      step.c_prev = s > 0 ? (args.c ? c.at(s - 1, first) : c_n + first * H) : c0 ? c0 + first * H : run.zeros;
-      step.c_prev_row = s > 0 || c0 ? H : 0;
+    step.h = output.rows(s);
+    step.h_prev = h_first;
+    if (s > 0) {
+      const StepRows<T> before = output.rows(s - 1);
+      step.h_prev = {before.start, before.places};
     }
-    step.later_gates = S > 0 && args.gates && s + run.chunk < args.seq_len ? gates.at(s + run.chunk, first) : nullptr;
+    if constexpr (Cell::kHasC) {  // in inference c_n is the running state
+      step.c = args.c ? c.rows(s) : StepRows<T>{static_cast<T*>(args.c_n), run.states + share.begin};
+      step.c_prev = c_first;
+      if (s > 0) {
+        const StepRows<T> before = args.c ? c.rows(s - 1) : step.c;
+        step.c_prev = {before.start, before.places};
+      }
+    }
+    step.resets = resets_at(resets, s, count);
+    step.episodes = &episodes;
+    if (S > 0 && args.gates && s + run.chunk < args.seq_len) step.later_gates = gates.rows(s + run.chunk);
     slice.descending = s % 2 != 0;
     if constexpr (kPasses == 2) {
       if (pass == 0) {
@@ -439,18 +444,26 @@ struct ForwardRows {
     });
   }
 
-  // h_n and c_n, after the last step.
+  // After the last step: h_n and c_n, of each row at its own end, and zeros behind it.
   void finish(Blocks slice) const {
     if (end < args.seq_len) return;
     const int64_t H = args.hidden_size, unit = slice.first * kLanes<T>;
     const int64_t last = slice.last * kLanes<T> < H ? slice.last * kLanes<T> : H;
     const size_t bytes = (size_t)(last - unit) * sizeof(T);
-    for (int64_t b = first; b < first + count; ++b) {
-      __builtin_memcpy(static_cast<T*>(args.h_n) + b * H + unit, output.at(end - 1, b) + unit, bytes);
-      if (Cell::kHasC && args.c) {
-        __builtin_memcpy(static_cast<T*>(args.c_n) + b * H + unit, c.at(end - 1, b) + unit, bytes);
+    for (int64_t row = 0; row < share.count; ++row) {
+      const int64_t length = run.rows_of.length(share, row), state = run.states[share.begin + row] + unit;
+      const T* const h = length > 0 ? output.at(length - 1, row) : h_first[row];
+      __builtin_memcpy(static_cast<T*>(args.h_n) + state, h + unit, bytes);
+      if (Cell::kHasC && (args.c || length == 0)) {
+        const T* const from = length > 0 ? c.at(length - 1, row) : c_first[row];
+        __builtin_memcpy(static_cast<T*>(args.c_n) + state, from + unit, bytes);
       }
     }
+    if (args.lengths == nullptr) return;
+    // Of the padding too every share has a part, which need not be that of its rows.
+    const int64_t from = share.begin, to = from + share.count;
+    clear_padding<T>(args, args.output, args.output_stride_t, args.output_stride_b, from, to, unit, last);
+    if (Cell::kHasC && args.c) clear_padding<T>(args, args.c, args.c_stride_t, args.c_stride_b, from, to, unit, last);
   }
 };
 
@@ -468,7 +481,7 @@ void pack(const hotloop_forward_args& args, void* packed) {
 }
 
 template <class Cell, class T>
-int64_t forward_most_steps(const hotloop_forward_args& args) {
+int64_t forward_most_steps(const hotloop_forward_args& args, void*) {
   return args.seq_len;
 }
 
@@ -482,7 +495,7 @@ int64_t forward_workspace(const hotloop_forward_args& args, int shares) {
 template <class Cell, class T>
 void forward_start(const hotloop_forward_args& args, void* workspace, int shares) {
   int64_t bytes;
-  ForwardRun<Cell, T>::carve(args, workspace, shares, bytes).start();
+  ForwardRun<Cell, T>::carve(args, workspace, shares, bytes).start(shares);
 }
 
 template <class Cell, class T>

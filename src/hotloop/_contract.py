@@ -1,14 +1,14 @@
 """What a call may be given and what it gives back: every check, every message, every allocation of results.
 
 Backends trust what is checked here. Sequences reach them time-major as views ([T, B, *]; batch_first is only another
-pair of strides), states as contiguous [B, H].
+pair of strides), flat ones as [total, 1, *], states as contiguous [B, H].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -68,8 +68,45 @@ class Weights(NamedTuple):
 
 
 @dataclass(slots=True)
+class Ragged:
+    """How the rows of a batch lie in time, where they do not all have the steps of `x`.
+
+    What lies after a row's end is padding: nobody reads it, and results are zero there.
+    """
+
+    lengths: Array  # int64 [B], contiguous
+    offsets: Array | None  # int64 [B+1], contiguous: row b is offsets[b]:offsets[b+1] of flat sequences. None: padded
+    steps: int  # the longest length, at least 1
+
+    def at(self, row: Any, step: Any, reverse: bool) -> Any:
+        """Where step `step`, in processing order, of row `row` lies in time. Arrays are welcome."""
+        time = self.lengths[row] - 1 - step if reverse else step
+        return time if self.offsets is None else self.offsets[row] + time
+
+
+class Resets(NamedTuple):
+    """Before which steps a row's state is replaced, in the order of processing of the recurrence they are given to."""
+
+    at: Array  # bool, like x without features: [T, B], or [total, 1]
+    initial: bool  # the state becomes h0 and c0, or else zero
+
+    def of_reverse(self, ragged: Ragged | None) -> Resets:
+        """Marks of the first steps of episodes in time, as the reverse direction needs them: it leaves an episode, and
+        is reset, before the step that lies before its first one in time.
+        """  # fmt: skip
+        at = np.zeros(self.at.shape, np.bool_)
+        at[:-1] = self.at[1:]
+        if ragged is not None:  # what comes from the padding, or from the row that lies behind
+            rows = np.flatnonzero(ragged.lengths)
+            at[ragged.at(rows, 0, True), rows if ragged.offsets is None else 0] = False
+        return Resets(at, self.initial)
+
+
+@dataclass(slots=True)
 class Forward:
-    """One recurrence over one batch. `gates` and `c` are there when training: backward reads them."""
+    """One recurrence over one batch. `gates` and `c` are there when training: backward reads them; `c` also where it is
+    a result. Shapes are those of dense and of padded sequences; flat ones are [total, 1, *].
+    """  # fmt: skip
 
     weights: Weights
     packed: Any  # what the backend's pack() made of the weights, or None
@@ -80,12 +117,26 @@ class Forward:
     output: Array  # [T, B, H]
     h_n: Array  # [B, H]
     c_n: Array | None  # [B, H]
-    gates: Array | None  # [T, B, S*H]
-    c: Array | None  # [T, B, H]
+    gates: Array | None  # [T, B, S*H], contiguous
+    c: Array | None  # [T, B, H], strided as output may be
+    ragged: Ragged | None = None
+    resets: Resets | None = None
+    kept: Any = field(default=None, init=False)  # what a backend's forward leaves for its own backward; not in a copy
 
     @property
     def cell(self) -> Cell:
         return self.weights.cell
+
+    @property
+    def steps(self) -> int:
+        """How many steps the longest row has."""
+        return len(self.x) if self.ragged is None else self.ragged.steps
+
+    def place(self, row: Any, step: Any) -> tuple[Any, Any]:
+        """The index in sequences of step `step`, in processing order, of row `row`: arrays, or one step of all rows."""
+        if self.ragged is not None:
+            return self.ragged.at(row, step, self.reverse), row if self.ragged.offsets is None else 0
+        return len(self.x) - 1 - step if self.reverse else step, row
 
 
 @dataclass(slots=True)
@@ -103,6 +154,7 @@ class Backward:
     grad_bias_hh: Array | None
     grad_h0: Array  # [B, H]
     grad_c0: Array | None  # [B, H]
+    grad_c: Array | None = None  # [T, B, H]
 
 
 class Backend(Protocol):
@@ -157,19 +209,7 @@ class LSTMGradients(NamedTuple):
 def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
     """`value` as an aligned native array of `dtype` (float32 or float64 where None), without a copy where possible."""
     if type(value) is not np.ndarray:
-        if value is None:
-            raise TypeError(f"{name}: expected an array, got None")
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{name}: expected an array without a mask, got a masked array; pass {name}.filled(...)")
-        if getattr(value, "requires_grad", False):
-            raise TypeError(f"{name}: expected an array without gradient tracking, got a tensor that requires grad; "
-                            f"pass {name}.detach()")  # fmt: skip
-        try:
-            value = np.asarray(value)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise TypeError(_why_no_array(name, value, dtype, error)) from error
+        value = _converted(name, value, _dtype_rule(dtype), map(str, DTYPES))
     if value.dtype != dtype and (dtype is not None or value.dtype not in DTYPES):
         raise TypeError(f"{name}: expected {_dtype_rule(dtype)}, got {value.dtype}")
     array: Array = value
@@ -179,19 +219,36 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
     return array if flags.aligned else array.copy()
 
 
+def _converted(name: str, value: Any, rule: str, dtypes: Iterable[str]) -> Any:
+    """`value` as an array; `rule` and `dtypes` say which, for the error."""
+    if value is None:
+        raise TypeError(f"{name}: expected an array, got None")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got a masked array; pass {name}.filled(...)")
+    if getattr(value, "requires_grad", False):
+        raise TypeError(f"{name}: expected an array without gradient tracking, got a tensor that requires grad; "
+                        f"pass {name}.detach()")  # fmt: skip
+    try:
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(_why_no_array(name, value, rule, dtypes, error)) from error
+
+
 def _dtype_rule(dtype: np.dtype[Any] | None) -> str:
     return "float32 or float64" if dtype is None else f"{dtype} (the dtype of weight_ih)"
 
 
-def _why_no_array(name: str, value: Any, dtype: np.dtype[Any] | None, error: Exception) -> str:
+def _why_no_array(name: str, value: Any, rule: str, dtypes: Iterable[str], error: Exception) -> str:
     """What is wrong with a value that np.asarray does not take."""
     kind = type(value).__name__
     device = getattr(value, "device", "cpu")
     if (where := getattr(device, "type", str(device))) != "cpu":
         return f"{name}: expected an array in the processor's memory, got a {kind} on device {where}; pass {name}.cpu()"
     elements = str(getattr(value, "dtype", "")).removeprefix("torch.")
-    if elements and elements not in map(str, DTYPES):
-        return f"{name}: expected {_dtype_rule(dtype)}, got {elements}"
+    if elements and elements not in dtypes:
+        return f"{name}: expected {rule}, got {elements}"
     return f"{name}: expected an array, got {kind}: {error}"
 
 
@@ -383,23 +440,33 @@ class Layout(NamedTuple):
 
     batch_first: bool
     unbatched: bool
+    flat: bool = False  # all rows one behind the other, which backends see as [total, 1, *]; states are [B, *]
 
     def time_major(self, array: Array) -> Array:
-        if self.unbatched:
+        if self.unbatched or self.flat:
             return array[:, np.newaxis]
-        return array.transpose(1, 0, 2) if self.batch_first else array
+        return array.swapaxes(0, 1) if self.batch_first else array
 
-    def shape(self, seq_len: int, batch_size: int, features: int) -> tuple[int, ...]:
+    def outer(self, array: Array) -> Array:
+        """What `time_major` was given."""
+        if self.unbatched or self.flat:
+            return array[:, 0]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def shape(self, seq_len: int, batch_size: int, *features: int) -> tuple[int, ...]:
         """The shape of a sequence in the caller's layout."""
-        if self.unbatched:
-            return seq_len, features
-        return (batch_size, seq_len, features) if self.batch_first else (seq_len, batch_size, features)
+        if self.unbatched or self.flat:
+            return seq_len, *features
+        return (batch_size, seq_len, *features) if self.batch_first else (seq_len, batch_size, *features)
 
-    def rule(self, features: str) -> str:
+    def rule(self, *features: str) -> str:
         """The same in words."""
-        if self.unbatched:
-            return f"(seq_len, {features})"
-        return f"(batch_size, seq_len, {features})" if self.batch_first else f"(seq_len, batch_size, {features})"
+        if self.unbatched or self.flat:
+            names: tuple[str, ...] = ("total" if self.flat else "seq_len",)
+        else:
+            names = ("batch_size", "seq_len") if self.batch_first else ("seq_len", "batch_size")
+        names += features
+        return f"({', '.join(names)}{',' * (len(names) == 1)})"
 
     def state(self, array: Array) -> Array:
         """[..., B, H] as the caller sees it."""
@@ -407,6 +474,7 @@ class Layout(NamedTuple):
 
 
 _LAYOUTS = {(first, unbatched): Layout(first, unbatched) for first in (False, True) for unbatched in (False, True)}
+_FLAT = Layout(batch_first=False, unbatched=False, flat=True)
 TIME_MAJOR = _LAYOUTS[False, False]  # as backends see them: nothing to turn
 
 
@@ -426,17 +494,18 @@ STATE_RULE = "(batch_size, hidden_size)"
 
 
 def check_sequence(
-    x: Any, input_size: int, dtype: np.dtype[Any], *, batch_first: bool, lengths: Any, resets: Any
+    x: Any, input_size: int, dtype: np.dtype[Any], *, batch_first: bool, flat: bool
 ) -> tuple[Array, Layout]:
-    """`x` as [T, B, I], and how the caller's sequences lie."""
-    if lengths is not None:
-        raise NotImplementedError("lengths: ragged batches are not implemented yet; pass sequences of one length")
-    if resets is not None:
-        raise NotImplementedError("resets: resets are not implemented yet; cut the sequence and pass the state")
+    """`x` as [T, B, I], [total, 1, I] where it is flat, and how the caller's sequences lie."""
     if batch_first is not False:
         batch_first = check_flag("batch_first", batch_first)
     x = as_array("x", x, dtype)
-    if x.ndim == 3 and not batch_first:
+    if flat:
+        if x.ndim != 2:
+            raise ValueError(f"x: expected 2 dimensions (total, input_size) with offsets, got {x.ndim} {x.shape}")
+        layout = _FLAT
+        x = layout.time_major(x)
+    elif x.ndim == 3 and not batch_first:
         layout = TIME_MAJOR
     elif x.ndim in (2, 3):
         layout = _LAYOUTS[batch_first, x.ndim == 2]
@@ -447,9 +516,92 @@ def check_sequence(
     seq_len, _, features = x.shape
     if features != input_size:
         raise ValueError(f"x: expected input_size = {input_size} (columns of weight_ih), got {features}")
-    if seq_len < 1:
+    if seq_len < 1 and not flat:
         raise ValueError(f"x: expected seq_len >= 1, got {seq_len}")
     return x if x.flags.c_contiguous else _with_unit_feature_stride(x), layout
+
+
+def _check_integers(name: str, value: Any, rule: str) -> Array:
+    """An array of integers, of whatever type."""
+    if type(value) is not np.ndarray:
+        empty = isinstance(value, (list, tuple)) and not value  # which is float64 to NumPy
+        value = np.zeros(0, np.int64) if empty else _converted(name, value, rule, ("int64",))
+    array: Array = value
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected {rule}, got {array.dtype}")
+    return array
+
+
+def check_ragged(x: Array, layout: Layout, lengths: Any, offsets: Any) -> Ragged | None:
+    """`lengths` or `offsets`, copied, for a sequence as backends see it. None where all rows have all steps."""
+    if offsets is not None:
+        if lengths is not None:
+            raise ValueError("lengths, offsets: expected one of them, got both")
+        return _check_offsets(offsets, len(x))
+    if lengths is None:
+        return None
+    seq_len, batch_size, _ = x.shape
+    rule = f"integers from 0 to seq_len = {seq_len}"
+    array = _check_integers("lengths", lengths, rule)
+    if layout.unbatched:
+        raise ValueError(f"lengths: expected x of 3 dimensions (unbatched input has one length, "
+                         f"flat input has offsets), got 2 {layout.outer(x).shape}")  # fmt: skip
+    if array.shape != (batch_size,):
+        raise _unexpected("lengths", array, "(batch_size,)", (batch_size,))
+    outside = (array < 0) | (array > seq_len)
+    if outside.any():
+        index = int(outside.argmax())
+        raise ValueError(f"lengths: expected {rule}, got {array[index]} at {index}")
+    checked = np.array(array, np.int64)
+    if (checked == seq_len).all():
+        return None
+    return Ragged(checked, None, max(int(checked.max()), 1))
+
+
+def _check_offsets(offsets: Any, total: int) -> Ragged:
+    rule = f"0 = offsets[0] <= offsets[1] <= ... <= offsets[-1] = {total} (rows of x)"
+    array = _check_integers("offsets", offsets, f"integers {rule}")
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"offsets: expected shape (batch_size + 1,), got {array.shape}")
+    # Before the conversion to int64, in which a large uint64 would be another number.
+    wrong = (array < 0) | (array > total)
+    wrong[1:] |= array[1:] < array[:-1]
+    wrong[0] |= array[0] != 0
+    wrong[-1] |= array[-1] != total
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise ValueError(f"offsets: expected {rule}, got {array[index]} at {index}")
+    checked = np.array(array, np.int64)
+    lengths = np.diff(checked)
+    return Ragged(lengths, checked, max(int(lengths.max(initial=0)), 1))
+
+
+ZEROS = "zeros"  # what reset_state is by default, told by identity: other values may be arrays
+
+
+def check_resets(x: Array, layout: Layout, resets: Any, reset_state: Any, copy: bool) -> Resets | None:
+    """`resets` for a sequence as backends see it."""
+    if not isinstance(reset_state, str) or reset_state not in (ZEROS, "initial"):
+        raise ValueError(f"reset_state: expected 'zeros' or 'initial', got {reset_state!r}")
+    if resets is None:
+        return None
+    rule = "bool (for each step whether an episode begins)"
+    array = resets if type(resets) is np.ndarray else _converted("resets", resets, rule, ("bool",))
+    if array.dtype != np.bool_:
+        raise TypeError(f"resets: expected {rule}, got {array.dtype}; pass resets.astype(bool)")
+    if array.shape != (shape := layout.shape(*x.shape[:2])):
+        raise _unexpected("resets", array, layout.rule(), shape)
+    _check_extent("resets", array)
+    return Resets(layout.time_major(np.array(array) if copy else array), reset_state == "initial")
+
+
+def check_return_states(cell: Cell, return_states: Any) -> bool:
+    """Whether every c is to be returned: only an LSTM has one."""
+    wanted = check_flag("return_states", return_states)
+    if wanted and not cell.has_c:
+        kind = "a GRU" if cell.name.startswith("gru") else "an RNN"
+        raise TypeError(f"return_states: expected False, since the output of {kind} holds every state, got True")
+    return wanted
 
 
 def make_output(layout: Layout, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]:
@@ -488,15 +640,21 @@ def make_forward(
     h_n: Array,
     c_n: Array | None,
     training: bool,
+    ragged: Ragged | None = None,
+    resets: Resets | None = None,
+    c: Array | None = None,
 ) -> Forward:
-    """A backend's arguments out of checked ones; allocates what backward will need."""
+    """A backend's arguments out of checked ones; allocates what backward will need. `c`, like `output`, where the
+    caller wants it.
+    """  # fmt: skip
     if not training:
-        return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, None)
+        return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, c, ragged, resets)
     cell, dtype = weights.cell, weights.dtype
     seq_len, batch_size, hidden_size = output.shape
     gates = _memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
-    c = _memory.empty((seq_len, batch_size, hidden_size), dtype) if cell.has_c else None
-    return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, gates, c)
+    if c is None and cell.has_c:
+        c = _memory.empty((seq_len, batch_size, hidden_size), dtype)
+    return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, gates, c, ragged, resets)
 
 
 def check_forward(
@@ -510,6 +668,9 @@ def check_forward(
     lengths: Any,
     resets: Any,
     training: bool,
+    offsets: Any = None,
+    reset_state: Any = "zeros",
+    return_states: Any = False,
     packed: Any = None,
     out: Any = None,
     parameters: tuple[Any, ...] = (),
@@ -521,25 +682,36 @@ def check_forward(
     given = x, h0, c0
     reverse = check_flag("reverse", reverse)
     dtype, hidden_size = weights.dtype, weights.hidden_size
-    x, layout = check_sequence(
-        x, weights.input_size, dtype, batch_first=batch_first, lengths=lengths, resets=resets
-    )  # fmt: skip
+    x, layout = check_sequence(x, weights.input_size, dtype, batch_first=batch_first, flat=offsets is not None)
     seq_len, batch_size, _ = x.shape
-    state = (batch_size, hidden_size)
     check_size(weights, seq_len, batch_size, training)
+    shape = (seq_len, batch_size, hidden_size)
+    ragged = marks = None
+    if lengths is not None or offsets is not None:
+        ragged = check_ragged(x, layout, lengths, offsets)
+        if layout.flat and ragged is not None:
+            batch_size = len(ragged.lengths)
+    if resets is not None or reset_state is not ZEROS:
+        marks = check_resets(x, layout, resets, reset_state, copy=training)
+    if return_states is not False:
+        return_states = check_return_states(weights.cell, return_states)
+    state = (batch_size, hidden_size)
     if h0 is not None:
         h0 = check_state("h0", h0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
     if c0 is not None:
         c0 = check_state("c0", c0, STATE_RULE, state, dtype, layout.unbatched, copy=training)
-    shape = (seq_len, batch_size, hidden_size)
     if out is None:
         output, view = make_output(layout, shape, dtype)
     else:
         parameters = parameters or tuple(getattr(weights, name) for name in PARAMETERS)
-        inputs = dict(zip(("x", "h0", "c0", *PARAMETERS), (*given, *parameters), strict=True))
+        names = ("x", "h0", "c0", "resets", *PARAMETERS)
+        inputs = dict(zip(names, (*given, resets, *parameters), strict=True))
         output, view = check_output(out, layout, shape, "hidden_size", dtype, inputs)
     c_n = np.empty(state, dtype) if weights.cell.has_c else None
-    args = make_forward(weights, packed, reverse, x, h0, c0, view, np.empty(state, dtype), c_n, training)
+    args = make_forward(
+        weights, packed, reverse, x, h0, c0, view, np.empty(state, dtype), c_n, training, ragged, marks,
+        make_output(layout, shape, dtype)[1] if return_states else None,
+    )  # fmt: skip
     return args, output, layout
 
 
@@ -563,34 +735,51 @@ def check_wrt(wrt: Any, names: Sequence[str]) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def check_grad_output(
-    grad_output: Any, layout: Layout, shape: tuple[int, ...], features: str, dtype: np.dtype[Any]
+def check_grad_sequence(
+    name: str, gradient: Any, layout: Layout, shape: tuple[int, ...], features: str, dtype: np.dtype[Any]
 ) -> Array | None:
-    """The upstream gradient of the output, [T, B, *]: `shape`."""
-    if grad_output is None:
+    """The upstream gradient of the output, or of c, [T, B, *]: `shape`."""
+    if gradient is None:
         return None
-    array = as_array("grad_output", grad_output, dtype)
+    array = as_array(name, gradient, dtype)
     if array.shape != (outer := layout.shape(*shape)):
-        raise _unexpected("grad_output", array, layout.rule(features), outer)
+        raise _unexpected(name, array, layout.rule(features), outer)
     return _with_unit_feature_stride(layout.time_major(array))
 
 
-def make_vjp(run: Callable[..., Any], has_c: bool) -> Callable[..., Any]:
-    """The function that users call: `run(grad_output, grad_h_n, grad_c_n, wrt)` with the arguments that a cell has."""
-    if has_c:
+def make_vjp(run: Callable[..., Any], has_c: bool, every_c: bool) -> Callable[..., Any]:
+    """The function that users call: `run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)` with the arguments that a cell
+    has; `grad_c` where c of every step was returned.
+    """  # fmt: skip
+    vjp = (_vjp_of_states if every_c else _vjp_of_lstm if has_c else _vjp_without_c)(run)
+    vjp.__qualname__ = "vjp"
+    return vjp
 
-        def vjp(
-            grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
-        ) -> Any:
-            return run(grad_output, grad_h_n, grad_c_n, wrt)
 
-        return vjp
+def _vjp_of_states(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(
+        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, grad_c: Any = None, *,
+        wrt: Iterable[str] | None = None,
+    ) -> Any:  # fmt: skip
+        return run(grad_output, grad_h_n, grad_c_n, grad_c, wrt)
 
-    def vjp_without_c(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Any:
-        return run(grad_output, grad_h_n, None, wrt)
+    return vjp
 
-    vjp_without_c.__name__ = vjp_without_c.__qualname__ = "vjp"
-    return vjp_without_c
+
+def _vjp_of_lstm(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(
+        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
+    ) -> Any:
+        return run(grad_output, grad_h_n, grad_c_n, None, wrt)
+
+    return vjp
+
+
+def _vjp_without_c(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Any:
+        return run(grad_output, grad_h_n, None, None, wrt)
+
+    return vjp
 
 
 def make_backward(
@@ -602,6 +791,7 @@ def make_backward(
     grad_h0: Array,
     grad_c0: Array | None,
     wanted: Container[str],
+    grad_c: Array | None = None,
 ) -> Backward:
     """A backend's arguments out of checked ones; allocates the gradients of those parameters that are wanted."""
     weights = forward.weights
@@ -618,11 +808,12 @@ def make_backward(
         np.empty_like(bias_hh) if bias_hh is not None and "bias_hh" in wanted else None,
         grad_h0,
         grad_c0,
+        grad_c,
     )
 
 
 def check_backward(
-    forward: Forward, layout: Layout, grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Any
+    forward: Forward, layout: Layout, grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Any, grad_c: Any = None
 ) -> tuple[Backward, Any]:
     """Check upstream gradients of one recurrence and allocate the others. Returns the backend's arguments and the
     named tuple that vjp returns once they are filled.
@@ -630,15 +821,15 @@ def check_backward(
     weights = forward.weights
     kind = LSTMGradients if weights.cell.has_c else Gradients
     wanted = check_wrt(wrt, kind._fields)
-    seq_len, batch_size, input_size = forward.x.shape
-    state, dtype = (batch_size, weights.hidden_size), weights.dtype
-    grad_output = check_grad_output(grad_output, layout, (seq_len, *state), "hidden_size", dtype)
+    shape, state, dtype = forward.output.shape, forward.h_n.shape, weights.dtype
+    grad_output = check_grad_sequence("grad_output", grad_output, layout, shape, "hidden_size", dtype)
+    grad_c = check_grad_sequence("grad_c", grad_c, layout, shape, "hidden_size", dtype)
     grad_h_n = check_state("grad_h_n", grad_h_n, STATE_RULE, state, dtype, layout.unbatched)
     grad_c_n = check_state("grad_c_n", grad_c_n, STATE_RULE, state, dtype, layout.unbatched)
-    grad_x = _memory.empty(layout.shape(seq_len, batch_size, input_size), dtype) if "x" in wanted else None
+    grad_x = _memory.empty(layout.shape(*forward.x.shape), dtype) if "x" in wanted else None
     args = make_backward(
         forward, grad_output, grad_h_n, grad_c_n, None if grad_x is None else layout.time_major(grad_x),
-        np.empty(state, dtype), np.empty(state, dtype) if weights.cell.has_c else None, wanted,
+        np.empty(state, dtype), np.empty(state, dtype) if weights.cell.has_c else None, wanted, grad_c,
     )  # fmt: skip
     parameters = args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh
     h0 = layout.state(args.grad_h0) if "h0" in wanted else None

@@ -4,12 +4,17 @@ The same plan as the C++ kernels': chunks of steps, the input projection of a ch
 in backward the time loop first, then the gradients of x, weights and biases as one product each. A chunk is short
 enough for Ctrl-C to be heard between two of them. A call runs on one thread, and the large products on those of NumPy's
 BLAS.
+
+Where rows differ in length, or are reset, the same kernels run on steps put in a row: longest sequence first, and of
+every step the sequences that have it. So many steps as have the same sequences, and no reset but before the first, are
+to a kernel a dense batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,14 +74,18 @@ def _parts(cell: Cell) -> int:
     return max(cell.saved, 1)
 
 
-def _chunks(args: Forward) -> list[tuple[int, int]]:
-    """First and last step, in processing order, of the chunks."""
-    seq_len, batch_size, input_size = args.x.shape
+def _chunk_rows(args: Forward) -> int:
+    """The most rows of a chunk, if it has more than one step."""
     gates, units = args.cell.gates, args.weights.hidden_size
     fewest, most = _CHUNK_ROWS
     rows = min(max(_CHUNK_ELEMENTS // (gates * units), fewest), most)
-    rows = min(rows, _CHUNK_WORK // (gates * units * (input_size + units)))
-    steps = max(rows // batch_size, 1)
+    return min(rows, _CHUNK_WORK // (gates * units * (args.weights.input_size + units)))
+
+
+def _chunks(args: Forward) -> list[tuple[int, int]]:
+    """First and last step, in processing order, of the chunks."""
+    seq_len, batch_size, _ = args.x.shape
+    steps = max(_chunk_rows(args) // batch_size, 1)
     return [(first, min(first + steps, seq_len)) for first in range(0, seq_len, steps)]
 
 
@@ -101,10 +110,20 @@ def _state(state: Array | None, like: Array) -> Array:
     return np.zeros_like(like) if state is None else _copy(state)
 
 
+def _project(packed: Packed, x: Array, a: Array) -> None:
+    """Fill rows of pre-activations but for the share of h."""
+    projected = packed.weight_ih.shape[1]
+    np.matmul(x, packed.weight_ih, out=a[:, :projected])
+    a[:, :projected] += packed.bias[:projected]
+    a[:, projected:] = packed.bias[projected:]
+
+
 def forward(recurrences: Sequence[Forward], threads: int) -> None:
     """One recurrence after the other."""
     for args in recurrences:
-        if args.x.shape[1]:
+        if args.ragged is not None or args.resets is not None:
+            _forward_in_runs(args)
+        elif args.x.shape[1]:
             _forward(args)
 
 
@@ -112,7 +131,7 @@ def _forward(args: Forward) -> None:
     cell, dtype = args.cell, args.weights.dtype
     packed: Packed = pack(args.weights) if args.packed is None else args.packed
     batch_size, units = args.h_n.shape
-    parts, projected = _parts(cell), cell.gates * units
+    parts = _parts(cell)
     run = _kernels.kernel(f"forward_{cell.name}", dtype)
     h, nothing = _state(args.h0, args.h_n), np.empty((0, 0), dtype)
     c = nothing if args.c_n is None else _state(args.c0, args.c_n)
@@ -124,17 +143,16 @@ def _forward(args: Forward) -> None:
     for first, last in chunks:
         span, count = _span(args, first, last), last - first
         a = scratch[:count] if args.gates is None else args.gates[span].reshape(count, batch_size, parts, units)
-        rows = a.reshape(-1, parts * units)
-        np.matmul(_rows(args.x[span]), packed.weight_ih, out=rows[:, :projected])
-        rows[:, :projected] += packed.bias[:projected]
-        rows[:, projected:] = packed.bias[projected:]
-        output = args.output[span]
+        _project(packed, _rows(args.x[span]), a.reshape(-1, parts * units))
+        output, saved_c = args.output[span], two_c if args.c is None else args.c[span]
         h_now = output if output.flags.c_contiguous else np.empty(output.shape, dtype)
-        c_now = two_c if args.c is None else args.c[span]
+        c_now = saved_c if saved_c.flags.c_contiguous else np.empty(saved_c.shape, dtype)
         flat = a.reshape(count, batch_size, -1)
         run(a, flat, packed.weight_hh, h, c, h_now, c_now, reset_h, args.reverse, keep_c)
         if h_now is not output:
             output[...] = h_now
+        if c_now is not saved_c:
+            saved_c[...] = c_now
         final = 0 if args.reverse else -1
         h = h_now[final]
         if cell.has_c:
@@ -147,19 +165,48 @@ def _forward(args: Forward) -> None:
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
     """One recurrence after the other, as forward."""
     for args in recurrences:
-        if args.forward.x.shape[1]:
+        forward = args.forward
+        if forward.ragged is not None or forward.resets is not None:
+            _backward_in_runs(args)
+        elif forward.x.shape[1]:
             _backward(args)
         else:
-            for gradient in (args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh):
-                if gradient is not None:
-                    gradient[...] = 0
+            _clear(args)
+
+
+def _clear(args: Backward) -> None:
+    """The gradients of weights and biases where there is no step."""
+    for gradient in (args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh):
+        if gradient is not None:
+            gradient[...] = 0
 
 
 class _Sums:
     """The gradients of weights and biases; the first chunk sets them, the others add to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, args: Backward) -> None:
+        self._args = args
         self._begun = False
+
+    def chunk(self, rows: Array, x: Array, h: Array, reset_h: Array) -> None:
+        """Add the rows of a chunk: gradients of pre-activations, x, and h before each step."""
+        args, cell, units = self._args, self._args.forward.cell, h.shape[1]
+        dx_share, last_gate = rows[:, : cell.gates * units], (cell.gates - 1) * units
+        before = cell.of_h < cell.gates
+        if args.grad_weight_ih is not None:
+            self.product(args.grad_weight_ih, dx_share, x)
+        if (grad := args.grad_weight_hh) is not None:
+            if before or _parts(cell) > cell.gates:  # the last gate has another left or right side
+                self.product(grad[:last_gate], rows[:, :last_gate], h)
+                self.product(grad[last_gate:], rows[:, -units:], _rows(reset_h) if before else h)
+            else:
+                self.product(grad, rows, h)
+        if args.grad_bias_ih is not None:
+            self.total(args.grad_bias_ih, dx_share)
+        if (grad := args.grad_bias_hh) is not None:
+            self.total(grad[:last_gate], rows[:, :last_gate])
+            self.total(grad[last_gate:], rows[:, -units:])
+        self._begun = True
 
     def product(self, target: Array, d: Array, rows: Array) -> None:
         """The product d' rows, over the rows of the chunk."""
@@ -175,17 +222,13 @@ class _Sums:
         else:
             np.sum(d, axis=0, out=target)
 
-    def end_chunk(self) -> None:
-        self._begun = True
-
 
 def _backward(args: Backward) -> None:
     fwd, w, cell, dtype = args.forward, args.forward.weights, args.forward.cell, args.forward.weights.dtype
     batch_size, units = fwd.h_n.shape
     parts = _parts(cell)
     before = cell.of_h < cell.gates  # two products a step
-    apart = parts > cell.gates  # h's share of the last gate is kept apart
-    projected, last_gate = cell.gates * units, (cell.gates - 1) * units
+    projected = cell.gates * units
     run = _kernels.kernel(f"backward_{cell.name}", dtype)
     weight_hh = _dense(w.weight_hh)
     dh = _state(args.grad_h_n, fwd.h_n)
@@ -196,7 +239,7 @@ def _backward(args: Backward) -> None:
     d_scratch = np.empty((*most, parts, units), dtype)
     reset_scratch = np.empty((*most, units), dtype) if before else none_3d
     dreset_h = np.empty_like(dh) if before else none_2d
-    sums = _Sums()
+    sums = _Sums(args)
     for first, last in reversed(chunks):
         span, count = _span(fwd, first, last), last - first
         shape = count, batch_size, parts, units
@@ -206,32 +249,19 @@ def _backward(args: Backward) -> None:
         c_prev = none_3d if fwd.c is None else _previous(fwd, fwd.c, fwd.c0, first, last)
         run(
             none_4d if fwd.gates is None else fwd.gates[span].reshape(shape), d, flat, weight_hh, h_prev,
-            _dense(fwd.output[span]), c_prev, none_3d if fwd.c is None else fwd.c[span],
+            _dense(fwd.output[span]), c_prev, none_3d if fwd.c is None else _dense(fwd.c[span]),
             none_3d if args.grad_output is None else _dense(args.grad_output[span]),
-            dh, dc, reset_h, dreset_h, fwd.reverse,
+            none_3d if args.grad_c is None else _dense(args.grad_c[span]), dh, dc, reset_h, dreset_h, fwd.reverse,
         )  # fmt: skip
         rows = d.reshape(-1, parts * units)
-        dx_share, x, h = rows[:, :projected], _rows(fwd.x[span]), _rows(h_prev)
+        dx_share = rows[:, :projected]
         if args.grad_x is not None:
             grad_x = args.grad_x[span]
             if grad_x.flags.c_contiguous:
                 np.matmul(dx_share, w.weight_ih, out=_rows(grad_x))
             else:
                 grad_x[...] = (dx_share @ w.weight_ih).reshape(grad_x.shape)
-        if args.grad_weight_ih is not None:
-            sums.product(args.grad_weight_ih, dx_share, x)
-        if (grad := args.grad_weight_hh) is not None:
-            if before or apart:  # the last gate has another left or right side
-                sums.product(grad[:last_gate], rows[:, :last_gate], h)
-                sums.product(grad[last_gate:], rows[:, -units:], _rows(reset_h) if before else h)
-            else:
-                sums.product(grad, rows, h)
-        if args.grad_bias_ih is not None:
-            sums.total(args.grad_bias_ih, dx_share)
-        if (grad := args.grad_bias_hh) is not None:
-            sums.total(grad[:last_gate], rows[:, :last_gate])
-            sums.total(grad[last_gate:], rows[:, -units:])
-        sums.end_chunk()
+        sums.chunk(rows, _rows(fwd.x[span]), _rows(h_prev), reset_h)
     args.grad_h0[...] = dh
     if args.grad_c0 is not None:
         args.grad_c0[...] = dc
@@ -247,3 +277,191 @@ def _previous(fwd: Forward, sequence: Array, start: Array | None, first: int, la
     previous[edge] = 0 if start is None else start
     previous[rest] = inner
     return previous
+
+
+# Ragged batches and resets.
+
+
+class _Run(NamedTuple):
+    """Steps that have the same rows and are only reset before the first of them."""
+
+    start: int  # its first row among those of the chunk
+    steps: int
+    active: int  # the first so many of the order
+
+
+class _Chunk(NamedTuple):
+    """Some runs, one after the other; of all their rows the following."""
+
+    runs: list[_Run]
+    row: Array  # in the batch
+    step: Array  # in processing order
+    place: tuple[Any, Any]  # in sequences
+    resets: Array | None  # whether the state is reset before it
+
+    def span(self, run: _Run) -> slice:
+        return slice(run.start, run.start + run.steps * run.active)
+
+    def reset(self, run: _Run) -> Array | None:
+        """Which of the run's sequences are reset before it; None if none is."""
+        if self.resets is None:
+            return None
+        reset = self.resets[run.start : run.start + run.active]
+        return reset if reset.any() else None
+
+
+def _runs(args: Forward) -> tuple[Array, list[_Chunk]]:
+    """The rows of the batch, longest first, and the chunks in which they are processed."""
+    batch_size, ragged = len(args.h_n), args.ragged
+    lengths = np.full(batch_size, len(args.x)) if ragged is None else ragged.lengths
+    order = np.argsort(-lengths, kind="stable")
+    step, column = np.nonzero(np.arange(lengths.max(initial=0))[:, np.newaxis] < lengths[order])
+    row = order[column]
+    active = np.bincount(step)
+    starts = np.concatenate(([0], np.cumsum(active)))
+    begins = np.concatenate(([True], active[1:] != active[:-1])) if len(active) else np.zeros(0, bool)
+    resets = None
+    if args.resets is not None:
+        resets = args.resets.at[args.place(row, step)]
+        begins[step[resets]] = True
+    bounds = [*np.flatnonzero(begins).tolist(), len(active)]
+    chunks: list[_Chunk] = []
+    runs: list[_Run] = []
+    most, begin = _chunk_rows(args), 0
+
+    def end_chunk(end: int) -> None:
+        rows = slice(begin, end)
+        chunks.append(_Chunk(runs, row[rows], step[rows], args.place(row[rows], step[rows]),
+                             None if resets is None else resets[rows]))  # fmt: skip
+
+    for first, last in pairwise(bounds):
+        count = int(active[first])
+        longest = max(most // count, 1)
+        for at in range(first, last, longest):
+            steps = min(longest, last - at)
+            start = int(starts[at])
+            if runs and start + steps * count - begin > most:
+                end_chunk(start)
+                begin, runs = start, []
+            runs.append(_Run(start - begin, steps, count))
+    if runs:
+        end_chunk(len(row))
+    return order, chunks
+
+
+def _initial(state: Array | None, like: Array, order: Array) -> Array:
+    """A copy of a state in that order, or zeros."""
+    return np.zeros_like(like) if state is None else state[order]
+
+
+def _forward_in_runs(args: Forward) -> None:
+    cell, dtype = args.cell, args.weights.dtype
+    packed: Packed = pack(args.weights) if args.packed is None else args.packed
+    units, parts = args.weights.hidden_size, _parts(cell)
+    kernel = _kernels.kernel(f"forward_{cell.name}", dtype)
+    order, chunks = _runs(args)
+    zeros = np.zeros_like(args.h_n)
+    h, c = _initial(args.h0, zeros, order), _initial(args.c0, zeros, order)
+    initial = args.resets is not None and args.resets.initial
+    h_reset, c_reset = (h.copy(), c.copy()) if initial else (zeros, zeros)
+    reset_h = np.empty_like(h)
+    if args.ragged is not None:
+        args.output[...] = 0  # the padding
+        if args.c is not None:
+            args.c[...] = 0
+    for chunk in chunks:
+        count = len(chunk.row)
+        a = np.empty((count, parts * units), dtype)
+        h_now, c_now = np.empty((count, units), dtype), np.empty((count if cell.has_c else 0, units), dtype)
+        _project(packed, args.x[chunk.place], a)
+        for run in chunk.runs:
+            active, span = run.active, chunk.span(run)
+            if (reset := chunk.reset(run)) is not None:
+                for state, start in ((h, h_reset), (c, c_reset)):
+                    state[:active][reset] = start[:active][reset]
+            shape = run.steps, active, units
+            h_run = h_now[span].reshape(shape)
+            c_run = c_now[span].reshape(shape) if cell.has_c else np.empty((2, 0, 0), dtype)
+            flat = a[span].reshape(run.steps, active, -1)
+            kernel(
+                flat.reshape(run.steps, active, parts, units), flat, packed.weight_hh, h[:active], c[:active], h_run,
+                c_run, reset_h[:active], 0, cell.has_c,
+            )  # fmt: skip
+            h[:active] = h_run[-1]
+            if cell.has_c:
+                c[:active] = c_run[-1]
+        args.output[chunk.place] = h_now
+        if args.gates is not None:
+            args.gates[chunk.place] = a
+        if args.c is not None:
+            args.c[chunk.place] = c_now
+    args.h_n[order] = h
+    if args.c_n is not None:
+        args.c_n[order] = c
+
+
+def _before(args: Forward, chunk: _Chunk, sequence: Array, state: Array | None) -> Array:
+    """The states before the steps of a chunk: those of the step before, or what `state`, h0 or c0, and resets say."""
+    begins = chunk.step == 0
+    inner = ~begins if chunk.resets is None else ~(begins | chunk.resets)
+    previous = np.zeros((len(chunk.row), sequence.shape[2]), sequence.dtype)
+    previous[inner] = sequence[args.place(chunk.row[inner], chunk.step[inner] - 1)]
+    if state is not None:
+        takes = begins
+        if args.resets is not None:
+            takes = ~inner if args.resets.initial else begins & ~args.resets.at[chunk.place]
+        previous[takes] = state[chunk.row[takes]]
+    return previous
+
+
+def _backward_in_runs(args: Backward) -> None:
+    fwd, w, cell, dtype = args.forward, args.forward.weights, args.forward.cell, args.forward.weights.dtype
+    units, parts = w.hidden_size, _parts(cell)
+    projected = cell.gates * units
+    kernel = _kernels.kernel(f"backward_{cell.name}", dtype)
+    weight_hh = _dense(w.weight_hh)
+    order, chunks = _runs(fwd)
+    zeros = np.zeros_like(fwd.h_n)
+    dh, dc = _initial(args.grad_h_n, zeros, order), _initial(args.grad_c_n, zeros, order)
+    dh_reset, dc_reset = zeros, np.zeros_like(zeros)  # what has come to h0 and c0 from the episodes after
+    dreset_h = np.empty_like(dh)
+    nothing = np.empty((0, units), dtype)
+    before = cell.of_h < cell.gates
+    sums = _Sums(args)
+    if not chunks:
+        _clear(args)
+    if args.grad_x is not None and fwd.ragged is not None:
+        args.grad_x[...] = 0  # the padding
+    for chunk in reversed(chunks):
+        count, place = len(chunk.row), chunk.place
+        d = np.empty((count, parts * units), dtype)
+        reset_h = np.empty((count, units), dtype) if before else nothing
+        h_prev = _before(fwd, chunk, fwd.output, fwd.h0)
+        c_prev = nothing if fwd.c is None else _before(fwd, chunk, fwd.c, fwd.c0)
+        h, c, gates, grad_output, grad_c = (
+            nothing if sequence is None else sequence[place]
+            for sequence in (fwd.output, fwd.c, fwd.gates, args.grad_output, args.grad_c)
+        )
+        for run in reversed(chunk.runs):
+            active, span = run.active, chunk.span(run)
+
+            def cut(rows: Array, run: _Run = run, span: slice = span, *, features: tuple[int, ...] = (units,)) -> Array:
+                """What belongs to the run, by step."""
+                return rows[span].reshape(run.steps if len(rows) else 0, run.active, *features)
+
+            kernel(
+                cut(gates, features=(parts, units)), cut(d, features=(parts, units)), cut(d, features=(parts * units,)),
+                weight_hh, cut(h_prev), cut(h), cut(c_prev), cut(c), cut(grad_output), cut(grad_c), dh[:active],
+                dc[:active], cut(reset_h), dreset_h[:active], 0,
+            )  # fmt: skip
+            if (reset := chunk.reset(run)) is not None:
+                for gradient, of_reset in ((dh, dh_reset), (dc, dc_reset)):
+                    if fwd.resets is not None and fwd.resets.initial:
+                        of_reset[:active][reset] += gradient[:active][reset]
+                    gradient[:active][reset] = 0
+        if args.grad_x is not None:
+            args.grad_x[place] = d[:, :projected] @ w.weight_ih
+        sums.chunk(d, fwd.x[place], h_prev, reset_h[:, np.newaxis])
+    args.grad_h0[order] = dh + dh_reset
+    if args.grad_c0 is not None:
+        args.grad_c0[order] = dc + dc_reset

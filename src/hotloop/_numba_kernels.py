@@ -303,9 +303,9 @@ def _gru_reset_before_step(
 @_inner
 def _backward(
     step: Any, gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any,
-    dh: Any, dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
+    grad_c: Any, dh: Any, dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
 ) -> None:  # fmt: skip
-    """All steps of a chunk, the last one first. `grad_output` may have no step: then it is zero."""
+    """All steps of a chunk, the last one first. `grad_output` and `grad_c` may have no step: then they are zero."""
     seq_len, batch_size, units = h.shape
     for number in range(seq_len):
         t = number if reverse else seq_len - 1 - number
@@ -313,6 +313,10 @@ def _backward(
             for b in range(batch_size):
                 for j in range(units):
                     dh[b, j] += grad_output[t, b, j]
+        if grad_c.shape[0]:
+            for b in range(batch_size):
+                for j in range(units):
+                    dc[b, j] += grad_c[t, b, j]
         step(t, gates, d, flat[t], weight, h_prev, h, c_prev, c, dh, dc, reset_h, dreset_h)
 
 
@@ -413,12 +417,13 @@ def forward_rnn_tanh(
 
 
 def backward_rnn_tanh(
-    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, dh: Any,
-    dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
+    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, grad_c: Any,
+    dh: Any, dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
 ) -> None:  # fmt: skip
     _backward(
-        _rnn_tanh_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, dh, dc, reset_h, dreset_h, reverse
-    )
+        _rnn_tanh_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, grad_c, dh, dc, reset_h, dreset_h,
+        reverse,
+    )  # fmt: skip
 
 
 def forward_rnn_relu(
@@ -428,12 +433,13 @@ def forward_rnn_relu(
 
 
 def backward_rnn_relu(
-    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, dh: Any,
-    dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
+    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, grad_c: Any,
+    dh: Any, dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
 ) -> None:  # fmt: skip
     _backward(
-        _rnn_relu_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, dh, dc, reset_h, dreset_h, reverse
-    )
+        _rnn_relu_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, grad_c, dh, dc, reset_h, dreset_h,
+        reverse,
+    )  # fmt: skip
 
 
 def forward_lstm(
@@ -443,10 +449,13 @@ def forward_lstm(
 
 
 def backward_lstm(
-    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, dh: Any,
-    dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
+    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, grad_c: Any,
+    dh: Any, dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
 ) -> None:  # fmt: skip
-    _backward(_lstm_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, dh, dc, reset_h, dreset_h, reverse)
+    _backward(
+        _lstm_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, grad_c, dh, dc, reset_h, dreset_h,
+        reverse,
+    )  # fmt: skip
 
 
 def forward_gru(
@@ -456,10 +465,13 @@ def forward_gru(
 
 
 def backward_gru(
-    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, dh: Any,
-    dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
+    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, grad_c: Any,
+    dh: Any, dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
 ) -> None:  # fmt: skip
-    _backward(_gru_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, dh, dc, reset_h, dreset_h, reverse)
+    _backward(
+        _gru_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, grad_c, dh, dc, reset_h, dreset_h,
+        reverse,
+    )  # fmt: skip
 
 
 def forward_gru_reset_before(
@@ -469,30 +481,17 @@ def forward_gru_reset_before(
 
 
 def backward_gru_reset_before(
-    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, dh: Any,
-    dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
+    gates: Any, d: Any, flat: Any, weight: Any, h_prev: Any, h: Any, c_prev: Any, c: Any, grad_output: Any, grad_c: Any,
+    dh: Any, dc: Any, reset_h: Any, dreset_h: Any, reverse: int,
 ) -> None:  # fmt: skip
     _backward(
-        _gru_reset_before_back,
-        gates,
-        d,
-        flat,
-        weight,
-        h_prev,
-        h,
-        c_prev,
-        c,
-        grad_output,
-        dh,
-        dc,
-        reset_h,
-        dreset_h,
-        reverse,
-    )
+        _gru_reset_before_back, gates, d, flat, weight, h_prev, h, c_prev, c, grad_output, grad_c, dh, dc, reset_h,
+        dreset_h, reverse,
+    )  # fmt: skip
 
 
 _FORWARD_DIMENSIONS = (4, 3, 2, 2, 2, 3, 3, 2)
-_BACKWARD_DIMENSIONS = (4, 4, 3, 2, 3, 3, 3, 3, 3, 2, 2, 3, 2)
+_BACKWARD_DIMENSIONS = (4, 4, 3, 2, 3, 3, 3, 3, 3, 3, 2, 2, 3, 2)
 _lock = threading.Lock()
 _compiled: dict[tuple[str, np.dtype[Any]], Any] = {}
 

@@ -6,7 +6,7 @@ float64 and by torch. Where a faster backend disagrees with it, the faster backe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,23 @@ def relu(a: Array) -> Array:
     return np.maximum(a, 0)
 
 
-def _order(forward: Forward) -> Iterable[int]:
-    """Time indices in the order of processing."""
-    seq_len = len(forward.x)
-    return range(seq_len - 1, -1, -1) if forward.reverse else range(seq_len)
+def _active(forward: Forward, step: int) -> Any:
+    """The rows of the batch that have a step of this number, in processing order."""
+    return slice(None) if forward.ragged is None else np.flatnonzero(forward.ragged.lengths > step)
+
+
+def _states(forward: Forward) -> tuple[Array, Array, Array, Array]:
+    """Return h and c before the first step, and those after a reset."""
+    zeros = np.zeros_like(forward.h_n)
+    h0 = zeros if forward.h0 is None else forward.h0
+    c0 = zeros if forward.c0 is None else forward.c0
+    initial = forward.resets is not None and forward.resets.initial
+    return h0, c0, h0 if initial else zeros, c0 if initial else zeros
+
+
+def _resets(forward: Forward, place: Any) -> Any:
+    """Whether the state is reset before the step at `place`, [rows, 1]."""
+    return None if forward.resets is None else forward.resets.at[place][:, np.newaxis]
 
 
 def _bias(bias: Array | None) -> Any:
@@ -56,18 +69,27 @@ def _forward(args: Forward) -> None:
     w, cell = args.weights, args.cell
     of_h = cell.of_h * w.hidden_size  # rows of weight_hh that multiply h
     weight_hh, bias_hh = w.weight_hh[:of_h], None if w.bias_hh is None else w.bias_hh[:of_h]
-    h = np.zeros_like(args.h_n) if args.h0 is None else args.h0
-    c = None if args.c_n is None else np.zeros_like(args.c_n) if args.c0 is None else args.c0
-    for t in _order(args):
-        x_share = args.x[t] @ w.weight_ih.T + _bias(w.bias_ih)  # [B, G*H]
+    h0, c0, h_reset, c_reset = _states(args)
+    h_n, c_n = h0.copy(), c0.copy()  # of every row after its last step so far
+    for sequence in (args.output, args.c):
+        if sequence is not None and args.ragged is not None:
+            sequence[...] = 0  # the padding
+    for step in range(args.steps):
+        rows = _active(args, step)
+        place = args.place(rows, step)  # in sequences: sequence[place] is [rows, *]
+        h, c = h_n[rows], c_n[rows]
+        if (reset := _resets(args, place)) is not None:
+            h, c = np.where(reset, h_reset[rows], h), np.where(reset, c_reset[rows], c)
+        x_share = args.x[place] @ w.weight_ih.T + _bias(w.bias_ih)  # [B, G*H]
         h_share = h @ weight_hh.T + _bias(bias_hh)
         saved: tuple[Array, ...] = ()
         if cell is LSTM:
             a_i, a_f, a_g, a_o = np.split(x_share + h_share, 4, axis=1)
             i, f, g, o, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, np.tanh, sigmoid)
             saved = (i, f, g, o)
+            c_n[rows] = c
             if args.c is not None:
-                args.c[t] = c
+                args.c[place] = c
         elif cell is GRU:
             x_r, x_z, x_n = np.split(x_share, 3, axis=1)
             h_r, h_z, q = np.split(h_share, 3, axis=1)
@@ -77,19 +99,20 @@ def _forward(args: Forward) -> None:
             x_r, x_z, x_n = np.split(x_share, 3, axis=1)
             h_r, h_z = np.split(h_share, 2, axis=1)
             r, z, reset_h = _cells.gru_reset_before_gates(x_r + h_r, x_z + h_z, h, sigmoid)
-            h_n = reset_h @ w.weight_hh[of_h:].T + _bias(None if w.bias_hh is None else w.bias_hh[of_h:])
-            n, h = _cells.gru_reset_before_forward(x_n + h_n, z, h, np.tanh)
+            reset_share = reset_h @ w.weight_hh[of_h:].T + _bias(None if w.bias_hh is None else w.bias_hh[of_h:])
+            n, h = _cells.gru_reset_before_forward(x_n + reset_share, z, h, np.tanh)
             saved = (r, z, n)
         elif cell is RNN_RELU:
             h = _cells.rnn_relu_forward(x_share + h_share, relu)
         else:
             h = _cells.rnn_tanh_forward(x_share + h_share, np.tanh)
-        args.output[t] = h
+        h_n[rows] = h
+        args.output[place] = h
         if args.gates is not None:
-            np.concatenate(saved, axis=1, out=args.gates[t])
-    args.h_n[...] = h
+            args.gates[place] = np.concatenate(saved, axis=1)
+    args.h_n[...] = h_n
     if args.c_n is not None:
-        args.c_n[...] = c
+        args.c_n[...] = c_n
 
 
 def backward(recurrences: Sequence[Backward], threads: int) -> None:
@@ -105,35 +128,43 @@ def _backward(args: Backward) -> None:
     for gradient in wanted:
         if gradient is not None:
             gradient[...] = 0
-    zeros = np.zeros_like(fwd.h_n)
-    h0 = zeros if fwd.h0 is None else fwd.h0
-    c0 = zeros if fwd.c0 is None else fwd.c0
-    dh = zeros if args.grad_h_n is None else args.grad_h_n
-    dc = zeros if args.grad_c_n is None else args.grad_c_n
-    order = list(_order(fwd))
-    for step in range(len(order) - 1, -1, -1):
-        t = order[step]
-        before = order[step - 1] if step else None
-        h, h_prev = fwd.output[t], h0 if before is None else fwd.output[before]
+    h0, c0, h_reset, c_reset = _states(fwd)
+    # Of every row, the gradients of its state before the last step that is not done yet...
+    dh_all = np.zeros_like(fwd.h_n) if args.grad_h_n is None else args.grad_h_n.copy()
+    dc_all = np.zeros_like(fwd.h_n) if args.grad_c_n is None else args.grad_c_n.copy()
+    # ...and, where resets put h0 and c0 in its place, what has come from the episodes after it.
+    dh_reset, dc_reset = np.zeros_like(fwd.h_n), np.zeros_like(fwd.h_n)
+    for step in range(fwd.steps - 1, -1, -1):
+        rows = _active(fwd, step)
+        place = fwd.place(rows, step)
+        before = fwd.place(rows, step - 1) if step else None
+        h, h_prev = fwd.output[place], h0[rows] if before is None else fwd.output[before]
+        if (reset := _resets(fwd, place)) is not None:
+            h_prev = np.where(reset, h_reset[rows], h_prev)
+        dh, dc = dh_all[rows], dc_all[rows]
         if args.grad_output is not None:
-            dh = dh + args.grad_output[t]
+            dh = dh + args.grad_output[place]
+        if args.grad_c is not None:
+            dc = dc + args.grad_c[place]
         dh_direct: Any = 0  # what reaches h_prev without passing weight_hh
         if cell is LSTM:
             assert fwd.gates is not None
             assert fwd.c is not None
-            i, f, g, o = np.split(fwd.gates[t], 4, axis=1)
-            c_prev = c0 if before is None else fwd.c[before]
-            *da, dc = _cells.lstm_backward(i, f, g, o, c_prev, fwd.c[t], dh, dc, np.tanh)
+            i, f, g, o = np.split(fwd.gates[place], 4, axis=1)
+            c_prev = c0[rows] if before is None else fwd.c[before]
+            if reset is not None:
+                c_prev = np.where(reset, c_reset[rows], c_prev)
+            *da, dc = _cells.lstm_backward(i, f, g, o, c_prev, fwd.c[place], dh, dc, np.tanh)
             dx_share = dh_share = np.concatenate(da, axis=1)  # [B, G*H], of x_share and h_share
         elif cell is GRU:
             assert fwd.gates is not None
-            r, z, n, q = np.split(fwd.gates[t], 4, axis=1)
+            r, z, n, q = np.split(fwd.gates[place], 4, axis=1)
             da_r, da_z, dx_n, dq, dh_direct = _cells.gru_backward(r, z, n, q, h_prev, dh)
             dx_share = np.concatenate((da_r, da_z, dx_n), axis=1)
             dh_share = np.concatenate((da_r, da_z, dq), axis=1)
         elif cell is GRU_RESET_BEFORE:
             assert fwd.gates is not None
-            r, z, n = np.split(fwd.gates[t], 3, axis=1)
+            r, z, n = np.split(fwd.gates[place], 3, axis=1)
             da_z, da_n, dh_direct = _cells.gru_reset_before_backward(z, n, h_prev, dh)
             dreset_h = da_n @ w.weight_hh[of_h:]
             da_r, dh_direct = _cells.gru_reset_before_backward_reset(r, h_prev, dreset_h, dh_direct)
@@ -147,15 +178,21 @@ def _backward(args: Backward) -> None:
             dx_share = dh_share = _cells.rnn_tanh_backward(h, dh)
         dh = dh_share[:, :of_h] @ w.weight_hh[:of_h] + dh_direct
         if args.grad_x is not None:
-            args.grad_x[t] = dx_share @ w.weight_ih
+            args.grad_x[place] = dx_share @ w.weight_ih
         if args.grad_weight_ih is not None:
-            args.grad_weight_ih += dx_share.T @ fwd.x[t]
+            args.grad_weight_ih += dx_share.T @ fwd.x[place]
         if args.grad_weight_hh is not None:
             args.grad_weight_hh[:of_h] += dh_share[:, :of_h].T @ h_prev
         if args.grad_bias_ih is not None:
             args.grad_bias_ih += dx_share.sum(axis=0)
         if args.grad_bias_hh is not None:
             args.grad_bias_hh += dh_share.sum(axis=0)
-    args.grad_h0[...] = dh
+        if reset is not None:
+            if fwd.resets is not None and fwd.resets.initial:
+                dh_reset[rows] += np.where(reset, dh, 0)
+                dc_reset[rows] += np.where(reset, dc, 0)
+            dh, dc = np.where(reset, 0, dh), np.where(reset, 0, dc)
+        dh_all[rows], dc_all[rows] = dh, dc
+    args.grad_h0[...] = dh_all + dh_reset
     if args.grad_c0 is not None:
-        args.grad_c0[...] = dc
+        args.grad_c0[...] = dc_all + dc_reset

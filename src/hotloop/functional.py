@@ -31,11 +31,13 @@ from ._contract import (
 
 def _run(
     cell: Cell, x: Any, weights: tuple[Any, Any, Any, Any], h0: Any, c0: Any, *, training: bool, batch_first: Any,
-    reverse: Any, lengths: Any, resets: Any, threads: Any, out: Any = None,
+    reverse: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any, threads: Any,
+    out: Any = None,
 ) -> tuple[Forward, Array, Layout]:  # fmt: skip
     args, output, layout = check_forward(
         check_weights(cell, *weights), x, h0, c0, batch_first=batch_first, reverse=reverse, lengths=lengths,
-        resets=resets, training=training, out=out, parameters=weights,
+        resets=resets, training=training, offsets=offsets, reset_state=reset_state, return_states=return_states,
+        out=out, parameters=weights,
     )  # fmt: skip
     _backend.active().forward((args,), _backend.threads_of(threads))
     if out is not None:
@@ -43,17 +45,21 @@ def _run(
     return args, output, layout
 
 
-def _vjp(args: Forward, output: Array, layout: Layout, threads: int | None) -> Callable[..., Any]:
-    """The backward function of a finished training forward; may be called any number of times."""
+def _vjp(
+    args: Forward, output: Array, layout: Layout, threads: int | None, c: Array | None = None
+) -> Callable[..., Any]:  # fmt: skip
+    """The backward function of a finished training forward; may be called any number of times. `c` is a result too."""
     output.flags.writeable = False  # backward reads it: a write in between would silently give wrong gradients
+    if c is not None:
+        c.flags.writeable = False
     backend, threads = _backend.active(), _backend.threads_of(threads)
 
-    def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> Any:
-        back, results = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wrt)
+    def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, grad_c: Any, wrt: Iterable[str] | None) -> Any:
+        back, results = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wrt, grad_c)
         backend.backward((back,), threads)
         return results
 
-    return make_vjp(run, args.cell.has_c)
+    return make_vjp(run, args.cell.has_c, c is not None)
 
 
 def lstm(
@@ -68,10 +74,13 @@ def lstm(
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
+    offsets: Any = None,
     resets: Any = None,
+    reset_state: str = "zeros",
+    return_states: bool = False,
     threads: int | None = None,
     out: Any = None,
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Any, ...]:
     r"""Run an LSTM over whole sequences, for inference.
 
     .. code-block:: text
@@ -99,8 +108,22 @@ def lstm(
         The layout of `x` and of `output`; both are copy-free.
     reverse : bool
         Start at the last step. `output[t]` stays aligned with `x[t]`.
-    lengths, resets
-        Not implemented yet.
+    lengths : array (batch_size,) of integers, optional
+        How many steps each sequence has, 0 to seq_len, in any order; the rest of it is padding, which is never read and
+        costs nothing. There `output` and the gradient of `x` are zero. `h_n` and `c_n` are the states after each
+        sequence's own last step, with `reverse` each starts at its own end; a sequence of no steps keeps h0 and c0.
+    offsets : array (batch_size + 1,) of integers, optional
+        Instead of `lengths`: sequences without padding, one behind the other. `x` is (total, input_size), `output`
+        (total, hidden_size), whatever `batch_first`; sequence b has the rows offsets[b] to offsets[b+1]. offsets[0] is
+        0, offsets[-1] total. States are (batch_size, hidden_size).
+    resets : array (seq_len, batch_size) of bool, optional
+        Where True, the state is replaced before that step, in the order of processing; no gradient flows across. In
+        the layout of `x`: (batch_size, seq_len) with `batch_first`, (seq_len,) unbatched, (total,) with `offsets`.
+    reset_state : {"zeros", "initial"}
+        What resets put in the place of the state: zeros, also instead of h0 and c0 at the first step; or h0 and c0,
+        whose gradients are then sums over the episodes.
+    return_states : bool
+        Also return c of every step. Only an LSTM has it: of a GRU and an RNN the output is every state.
     threads : int, optional
         At most this many threads; `get_num_threads()` by default. The result does not depend on it.
     out : array, optional
@@ -114,15 +137,17 @@ def lstm(
         h of every step, in the layout of `x`.
     (h_n, c_n) : arrays (batch_size, hidden_size)
         The states after the step processed last.
+    c : array (seq_len, batch_size, hidden_size)
+        c of every step, like `output`; only with `return_states`.
 
     Raises
     ------
     TypeError
-        A dtype other than float32 or float64, or two dtypes in one call.
+        A dtype other than float32 or float64, or two dtypes in one call; `lengths` and `offsets` that are not integers,
+        `resets` that are not bool.
     ValueError
-        A shape that does not fit; the message names the argument, the rule and both shapes.
-    NotImplementedError
-        `lengths` or `resets` is given.
+        A shape that does not fit; the message names the argument, the rule and both shapes. `lengths` or `offsets` out
+        of their range.
 
     Examples
     --------
@@ -136,13 +161,38 @@ def lstm(
     ((100, 8, 32), (8, 32), (8, 32))
     >>> bool((output[-1] == h_n).all())
     True
+
+    Of sequences of several lengths, in any order, the padding does not matter:
+
+    >>> lengths = np.array([100, 3, 57, 0, 12, 100, 80, 1])
+    >>> padded, (h_n, c_n) = hotloop.lstm(x, weight_ih, weight_hh, lengths=lengths)
+    >>> bool((h_n[2] == padded[56, 2]).all()), bool((padded[57:, 2] == 0).all())
+    (True, True)
+
+    The same without any:
+
+    >>> flat = np.concatenate([x[:length, b] for b, length in enumerate(lengths)])
+    >>> output, _ = hotloop.lstm(flat, weight_ih, weight_hh, offsets=np.append(0, lengths.cumsum()))
+    >>> output.shape, bool(np.allclose(output[103:160], padded[:57, 2], atol=1e-6))
+    ((353, 32), True)
+
+    Episodes that begin in the middle of a sequence:
+
+    >>> resets = np.zeros((100, 8), bool)
+    >>> resets[[30, 60], 0] = True
+    >>> output, (h_n, c_n), c = hotloop.lstm(x, weight_ih, weight_hh, resets=resets, return_states=True)
+    >>> alone, _ = hotloop.lstm(x[30:60, 0], weight_ih, weight_hh)
+    >>> c.shape, bool(np.allclose(output[30:60, 0], alone, atol=1e-6))
+    ((100, 8, 32), True)
     """
     args, output, layout = _run(
         LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=False, batch_first=batch_first,
-        reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
+        reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
+        return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
     assert args.c_n is not None
-    return output, (layout.state(args.h_n), layout.state(args.c_n))
+    states = layout.state(args.h_n), layout.state(args.c_n)
+    return (output, states) if args.c is None else (output, states, layout.outer(args.c))
 
 
 def lstm_vjp(
@@ -157,9 +207,12 @@ def lstm_vjp(
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
+    offsets: Any = None,
     resets: Any = None,
+    reset_state: str = "zeros",
+    return_states: bool = False,
     threads: int | None = None,
-) -> tuple[tuple[Array, tuple[Array, Array]], Callable[..., LSTMGradients]]:
+) -> tuple[tuple[Any, ...], Callable[..., LSTMGradients]]:
     """Run an LSTM over whole sequences, and return what backpropagation through time needs.
 
     Equations, parameters and errors are those of `lstm`, without `out`.
@@ -167,13 +220,15 @@ def lstm_vjp(
     Returns
     -------
     (output, (h_n, c_n))
-        As from `lstm`, bit for bit. `output` is read-only, because `vjp` reads it.
+        As from `lstm`, bit for bit; (output, (h_n, c_n), c) with `return_states`. `output` and `c` are read-only,
+        because `vjp` reads them.
     vjp : callable
         ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LSTMGradients``: the vector-Jacobian
-        product. Upstream gradients have the shapes of the results; absent ones count as zero. The result is a named
-        tuple (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0): gradients of absent biases are None, those of h0 and
-        c0 are always there; `wrt`, an iterable of these names, skips what it does not name (None). It may be called
-        any number of times. `x` and the weights are not copied: do not change them before the last call. States are.
+        product. With `return_states` there is `grad_c` after `grad_c_n`. Upstream gradients have the shapes of the
+        results; absent ones count as zero. The result is a named tuple (x, weight_ih, weight_hh, bias_ih, bias_hh, h0,
+        c0): gradients of absent biases are None, those of h0 and c0 are always there; `wrt`, an iterable of these
+        names, skips what it does not name (None). It may be called any number of times. `x` and the weights are not
+        copied: do not change them before the last call. States, `lengths`, `offsets` and `resets` are.
 
     Examples
     --------
@@ -188,11 +243,16 @@ def lstm_vjp(
     """
     args, output, layout = _run(
         LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=True, batch_first=batch_first,
-        reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+        reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
+        return_states=return_states, threads=threads,
     )  # fmt: skip
     assert args.c_n is not None
-    vjp = _vjp(args, output, layout, threads)
-    return (output, (layout.state(args.h_n), layout.state(args.c_n))), vjp
+    assert args.c is not None
+    states = layout.state(args.h_n), layout.state(args.c_n)
+    if not return_states:
+        return (output, states), _vjp(args, output, layout, threads)
+    c = layout.outer(args.c)[...]  # to be read-only apart from what the backend has
+    return (output, states, c), _vjp(args, output, layout, threads, c)
 
 
 def gru(
@@ -207,7 +267,10 @@ def gru(
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
+    offsets: Any = None,
     resets: Any = None,
+    reset_state: str = "zeros",
+    return_states: bool = False,
     threads: int | None = None,
     out: Any = None,
 ) -> tuple[Array, Array]:
@@ -236,8 +299,10 @@ def gru(
         Initial state, zero by default; (hidden_size,) if `x` is unbatched.
     reset_after : bool
         Whether r multiplies the matrix product (torch) or h before it (Cho et al.), which takes two products a step.
-    batch_first, reverse, lengths, resets, threads, out
+    batch_first, reverse, lengths, offsets, resets, reset_state, threads, out
         As in `lstm`.
+    return_states : bool
+        False: `output` holds every state.
 
     Returns
     -------
@@ -248,7 +313,7 @@ def gru(
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
+    TypeError, ValueError
         As `lstm`.
 
     Examples
@@ -260,10 +325,14 @@ def gru(
     >>> output, h_n = hotloop.gru(x, weight_ih, weight_hh)
     >>> output.shape, h_n.shape
     ((100, 8, 32), (8, 32))
+    >>> output, h_n = hotloop.gru(x, weight_ih, weight_hh, lengths=[100, 3, 57, 0, 12, 100, 80, 1])
+    >>> bool((output[56, 2] == h_n[2]).all())
+    True
     """
     args, output, layout = _run(
         gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
-        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
+        reset_state=reset_state, return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
     return output, layout.state(args.h_n)
 
@@ -280,7 +349,10 @@ def gru_vjp(
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
+    offsets: Any = None,
     resets: Any = None,
+    reset_state: str = "zeros",
+    return_states: bool = False,
     threads: int | None = None,
 ) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
     """Run a GRU over whole sequences, and return what backpropagation through time needs.
@@ -307,7 +379,8 @@ def gru_vjp(
     """
     args, output, layout = _run(
         gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
-        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
+        reset_state=reset_state, return_states=return_states, threads=threads,
     )  # fmt: skip
     return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)
 
@@ -324,7 +397,10 @@ def rnn(
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
+    offsets: Any = None,
     resets: Any = None,
+    reset_state: str = "zeros",
+    return_states: bool = False,
     threads: int | None = None,
     out: Any = None,
 ) -> tuple[Array, Array]:
@@ -347,8 +423,10 @@ def rnn(
     h0 : array (batch_size, hidden_size), optional
         Initial state, zero by default; (hidden_size,) if `x` is unbatched.
     nonlinearity : {"tanh", "relu"}
-    batch_first, reverse, lengths, resets, threads, out
+    batch_first, reverse, lengths, offsets, resets, reset_state, threads, out
         As in `lstm`.
+    return_states : bool
+        False: `output` holds every state.
 
     Returns
     -------
@@ -359,7 +437,7 @@ def rnn(
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
+    TypeError, ValueError
         As `lstm`.
 
     Examples
@@ -374,7 +452,8 @@ def rnn(
     """
     args, output, layout = _run(
         rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
-        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads, out=out,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
+        reset_state=reset_state, return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
     return output, layout.state(args.h_n)
 
@@ -391,7 +470,10 @@ def rnn_vjp(
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
+    offsets: Any = None,
     resets: Any = None,
+    reset_state: str = "zeros",
+    return_states: bool = False,
     threads: int | None = None,
 ) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
     """Run a vanilla RNN over whole sequences, and return what backpropagation through time needs.
@@ -417,7 +499,8 @@ def rnn_vjp(
     """
     args, output, layout = _run(
         rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
-        batch_first=batch_first, reverse=reverse, lengths=lengths, resets=resets, threads=threads,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
+        reset_state=reset_state, return_states=return_states, threads=threads,
     )  # fmt: skip
     return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)
 

@@ -19,19 +19,24 @@ from . import _backend, _memory
 from ._contract import (
     CELLS,
     PARAMETERS,
+    ZEROS,
     Array,
     Backend,
     Cell,
     Forward,
     Layout,
+    Resets,
     as_array,
     check_dtype,
     check_flag,
     check_generator,
-    check_grad_output,
+    check_grad_sequence,
     check_integer,
     check_output,
     check_probability,
+    check_ragged,
+    check_resets,
+    check_return_states,
     check_sequence,
     check_size,
     check_state,
@@ -280,27 +285,42 @@ class _Layers:
         )
 
     def _run(
-        self, x: Any, state: Any, lengths: Any, resets: Any, threads: Any, *, out: Any, training: bool, seed: int | None
-    ) -> tuple[Array, Any, _Stack | None]:
+        self, x: Any, state: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any,
+        threads: Any, *, out: Any, training: bool, seed: int | None,
+    ) -> tuple[tuple[Any, ...], _Stack | None]:  # fmt: skip
+        """The results as the caller sees them, and in training what backward needs."""
         prepared, given = self._prepared, x
         cell, dtype, hidden_size, directions = self._cell, self._dtype, self._hidden_size, self._directions
         x, layout = check_sequence(
-            x, self._input_size, dtype, batch_first=self._batch_first, lengths=lengths, resets=resets
-        )
+            x, self._input_size, dtype, batch_first=self._batch_first, flat=offsets is not None
+        )  # fmt: skip
         seq_len, batch_size, _ = x.shape
         check_size(prepared.weights[0][0], seq_len, batch_size, training)
+        shape = (seq_len, batch_size, directions * hidden_size)
+        ragged = None
+        if lengths is not None or offsets is not None:
+            ragged = check_ragged(x, layout, lengths, offsets)
+            if layout.flat and ragged is not None:
+                batch_size = len(ragged.lengths)
+        marks: list[Resets | None] = [None] * directions
+        if resets is not None or reset_state is not ZEROS:
+            marks[0] = check_resets(x, layout, resets, reset_state, copy=training)
+            if directions == 2 and marks[0] is not None:
+                marks[1] = marks[0].of_reverse(ragged)
+        if return_states is not False:
+            return_states = check_return_states(cell, return_states)
         states = (self._num_layers * directions, batch_size, hidden_size)
         h0 = c0 = None
         if state is not None:
             h0, c0 = self._states(state, states, layout.unbatched, copy=training)
-        shape = (seq_len, batch_size, directions * hidden_size)
         if out is None:
             output, last = make_output(layout, shape, dtype)
         else:
-            inputs = {"x": given} | prepared.parameters
+            inputs = {"x": given, "resets": resets} | prepared.parameters
             if state is not None:
                 inputs |= dict(zip(("h0", "c0"), state, strict=True)) if cell.has_c else {"h0": state}
             output, last = check_output(out, layout, shape, self._features, dtype, inputs)
+        c, last_c = make_output(layout, shape, dtype) if return_states else (None, None)
         h_n = np.empty(states, dtype)
         c_n = np.empty(states, dtype) if cell.has_c else None
         backend, count = _backend.active(), _backend.threads_of(threads)
@@ -308,16 +328,18 @@ class _Layers:
         stack = _Stack(layout, [], [], seed) if training else None
         for layer, weights in enumerate(prepared.weights):
             top = layer == self._num_layers - 1
-            sequence = last if top else _memory.empty(shape, dtype)
+            sequence, sequence_c = (last, last_c) if top else (_memory.empty(shape, dtype), None)
             recurrences = []
             for direction, halves in enumerate(weights):
                 index, column = layer * directions + direction, direction * hidden_size
+                half = slice(column, column + hidden_size)
                 recurrences.append(
                     make_forward(
                         halves, None if packed is None else packed[layer][direction], direction == 1, x,
                         None if h0 is None else h0[index], None if c0 is None else c0[index],
-                        sequence if directions == 1 else sequence[:, :, column : column + hidden_size], h_n[index],
-                        None if c_n is None else c_n[index], training,
+                        sequence if directions == 1 else sequence[:, :, half], h_n[index],
+                        None if c_n is None else c_n[index], training, ragged, marks[direction],
+                        None if sequence_c is None else sequence_c[:, :, half],
                     )
                 )  # fmt: skip
             backend.forward(recurrences, count)
@@ -331,7 +353,9 @@ class _Layers:
             finish_output(output, last, layout)
         if layout.unbatched:
             h_n, c_n = layout.state(h_n), None if c_n is None else layout.state(c_n)
-        return output, h_n if c_n is None else (h_n, c_n), stack
+        if c_n is None:
+            return (output, h_n), stack
+        return (output, (h_n, c_n)) if c is None else (output, (h_n, c_n), c), stack
 
     def __call__(
         self,
@@ -339,10 +363,13 @@ class _Layers:
         state: Any = None,
         *,
         lengths: Any = None,
+        offsets: Any = None,
         resets: Any = None,
+        reset_state: str = "zeros",
+        return_states: bool = False,
         threads: int | None = None,
         out: Any = None,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Any, ...]:
         """Run all layers over whole sequences, for inference: nothing is dropped, weights are packed once.
 
         Parameters
@@ -352,8 +379,18 @@ class _Layers:
         state : array or (array, array), optional
             h0, for an LSTM (h0, c0), each (num_layers*num_directions, batch_size, hidden_size), zero by default;
             without batch_size if `x` is unbatched. Layers are outermost, forward before reverse.
-        lengths, resets
-            Not implemented yet.
+        lengths, offsets
+            Sequences of several lengths, padded or, with ``offsets=np.append(0, lengths.cumsum())``, one behind the
+            other, as in `hotloop.lstm`: then `x` is (total, input_size), `output` (total, num_directions*hidden_size),
+            and the batch size of states is len(offsets) - 1. The reverse direction starts at each sequence's own end.
+        resets : array (seq_len, batch_size) of bool, optional
+            True at the first step of an episode in time, in the layout of `x` as in `hotloop.lstm`. No direction
+            carries a state from one episode into another: the reverse direction is reset before it runs on the last
+            step of the episode before, so what stands at a sequence's first step says nothing to it.
+        reset_state : {"zeros", "initial"}
+            What each layer and direction begins an episode with: zeros, or its own part of `state`.
+        return_states : bool
+            Also return c of every step of the last layer; LSTM only.
         threads : int, optional
             At most this many threads. The directions of a layer run side by side. The result does not depend on it.
         out : array, optional
@@ -365,18 +402,33 @@ class _Layers:
             h of the last layer at every step, both directions side by side, in the layout of `x`.
         state : array or (array, array)
             h_n, for an LSTM (h_n, c_n), in the shape of `state`.
+        c : array (seq_len, batch_size, num_directions*hidden_size)
+            Like `output`; only with `return_states`.
 
         Raises
         ------
-        TypeError, ValueError, NotImplementedError
+        TypeError, ValueError
             As `hotloop.lstm`.
+
+        Examples
+        --------
+        >>> import numpy as np, hotloop
+        >>> layer = hotloop.LSTM(40, 32, bidirectional=True, rng=0)
+        >>> x, lengths = np.ones((100, 3, 40), np.float32), [100, 0, 7]
+        >>> output, (h_n, c_n), c = layer(x, lengths=lengths, return_states=True)
+        >>> bool((h_n[1] == output[0, :, 32:]).all()), bool((c[7:, 2] == 0).all()), c.shape
+        (True, True, (100, 3, 64))
         """
-        if lengths is None and resets is None and threads is None and out is None:
+        if (
+            lengths is None and resets is None and threads is None and out is None and offsets is None
+            and return_states is False and reset_state is ZEROS
+        ):  # fmt: skip
             done = self._step(x, state)
             if done is not None:
                 return done
-        output, state, _ = self._run(x, state, lengths, resets, threads, out=out, training=False, seed=None)
-        return output, state
+        return self._run(
+            x, state, lengths, offsets, resets, reset_state, return_states, threads, out=out, training=False, seed=None
+        )[0]
 
     def _step(self, x: Any, state: Any) -> tuple[Array, Any] | None:
         """A short call in the short way, as for one step in a loop: 2 us instead of 4 around the kernel. None where it
@@ -418,34 +470,40 @@ class _Layers:
         *,
         seed: int | None = None,
         lengths: Any = None,
+        offsets: Any = None,
         resets: Any = None,
+        reset_state: str = "zeros",
+        return_states: bool = False,
         threads: int | None = None,
-    ) -> tuple[tuple[Array, Any], Callable[..., LayerGradients]]:
+    ) -> tuple[tuple[Any, ...], Callable[..., LayerGradients]]:
         """Run all layers for training, and return what backpropagation through time needs.
 
         Parameters
         ----------
-        x, state, lengths, resets, threads
+        x, state, lengths, offsets, resets, reset_state, return_states, threads
             As in a call.
         seed : int, optional
-            Decides which elements are dropped between layers: the same seed drops the same, whatever the layout and the
-            number of threads. By default a new one is drawn from the layer's `rng`. Masks are made again in the
+            Decides which elements are dropped between layers: the same seed drops the same, whatever `batch_first` and
+            the number of threads; but not from sequences in an array of another shape, as with other padding or with
+            `offsets`. By default a new one is drawn from the layer's `rng`. Masks are made again in the
             backward pass, not kept.
 
         Returns
         -------
         (output, state)
-            As from a call, but with dropout; `output` is read-only, because `vjp` reads it.
+            As from a call, but with dropout; (output, state, c) with `return_states`. `output` and `c` are read-only,
+            because `vjp` reads them.
         vjp : callable
             ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LayerGradients`` (grad_c_n: LSTM only;
-            `x` is not copied: do not change it before the last call): a named tuple of the
-            gradients of x, of state (h0, or (h0, c0)), and of the parameters, a dict by the names of `state_dict()`.
-            Upstream gradients have the shapes of the results; absent ones count as zero. `wrt`, an iterable of "x",
-            "state" and names of parameters, skips what it does not name. It may be called any number of times.
+            with `return_states` there is `grad_c` after it; `x` is not copied: do not change it before the last
+            call): a named tuple of the gradients of x, of state (h0, or (h0, c0)), and of the parameters, a dict by the
+            names of `state_dict()`. Upstream gradients have the shapes of the results; absent ones count as zero.
+            `wrt`, an iterable of "x", "state" and names of parameters, skips what it does not name. It may be called
+            any number of times.
 
         Raises
         ------
-        TypeError, ValueError, NotImplementedError
+        TypeError, ValueError
             As a call.
         """
         if seed is not None:
@@ -454,16 +512,22 @@ class _Layers:
             seed = None
         elif seed is None:
             seed = int(self._rng.integers(2**63))
-        output, state, stack = self._run(x, state, lengths, resets, threads, out=None, training=True, seed=seed)
+        results, stack = self._run(
+            x, state, lengths, offsets, resets, reset_state, return_states, threads, out=None, training=True, seed=seed
+        )
         assert stack is not None
-        output.flags.writeable = False
+        output, _, *c = results
+        for sequence in (output, *c):
+            sequence.flags.writeable = False
         backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._prepared.parameters)
 
-        def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, wrt: Iterable[str] | None) -> LayerGradients:
+        def run(
+            grad_output: Any, grad_h_n: Any, grad_c_n: Any, grad_c: Any, wrt: Iterable[str] | None
+        ) -> LayerGradients:
             wanted = check_wrt(wrt, ("x", "state", *names))
-            return self._backward(stack, backend, count, names, grad_output, grad_h_n, grad_c_n, wanted)
+            return self._backward(stack, backend, count, names, grad_output, grad_h_n, grad_c_n, grad_c, wanted)
 
-        return (output, state), make_vjp(run, self._cell.has_c)
+        return results, make_vjp(run, self._cell.has_c, bool(c))
 
     def _backward(
         self,
@@ -474,12 +538,13 @@ class _Layers:
         grad_output: Any,
         grad_h_n: Any,
         grad_c_n: Any,
+        grad_c: Any,
         wanted: frozenset[str],
     ) -> LayerGradients:
-        layout, dtype = stack.layout, self._dtype
-        seq_len, batch_size, width = stack.outputs[-1].shape
-        shape = (self._num_layers * self._directions, batch_size, self._hidden_size)
-        grad = check_grad_output(grad_output, layout, (seq_len, batch_size, width), self._features, dtype)
+        layout, dtype, last = stack.layout, self._dtype, stack.outputs[-1].shape
+        shape = (self._num_layers * self._directions, *stack.recurrences[0][0].h_n.shape)
+        grad = check_grad_sequence("grad_output", grad_output, layout, last, self._features, dtype)
+        grad_c = check_grad_sequence("grad_c", grad_c, layout, last, self._features, dtype)
         grad_h_n = check_state("grad_h_n", grad_h_n, _STATE_RULE, shape, dtype, layout.unbatched)
         grad_c_n = check_state("grad_c_n", grad_c_n, _STATE_RULE, shape, dtype, layout.unbatched)
         grad_h0 = np.empty(shape, dtype)
@@ -498,6 +563,7 @@ class _Layers:
             calls, grads_x = [], []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 index, column = layer * self._directions + direction, direction * self._hidden_size
+                half = slice(column, column + self._hidden_size)
                 if layer > lowest:
                     grads_x.append(_memory.empty(x.shape, dtype))
                 elif "x" in wanted:
@@ -506,16 +572,18 @@ class _Layers:
                 calls.append(
                     make_backward(
                         forward if x is forward.x else replace(forward, x=x),
-                        None if grad is None else grad[:, :, column : column + self._hidden_size],
+                        None if grad is None else grad[:, :, half],
                         None if grad_h_n is None else grad_h_n[index],
                         None if grad_c_n is None else grad_c_n[index],
                         None if not grads_x else grads_x[-1] if layer > lowest else layout.time_major(grads_x[-1]),
                         grad_h0[index],
                         None if grad_c0 is None else grad_c0[index],
                         [name for name in PARAMETERS if f"{name}{suffix}" in wanted],
+                        None if grad_c is None else grad_c[:, :, half],
                     )
                 )
             backend.backward(calls, threads)
+            grad_c = None  # it is the last layer's
             for suffix, call in zip(self._suffixes(layer), calls, strict=True):
                 for name in PARAMETERS:
                     if f"{name}{suffix}" in wanted:

@@ -41,6 +41,9 @@ struct Problem {
   bool reverse = false;
   unsigned inputs = kAllInputs, upstream = kAllUpstream, wanted = kAllWanted;
   Layout layout = kTimeMajor;
+  std::vector<int64_t> lengths{};  // [B], or all of T
+  std::vector<uint8_t> resets{};   // [T, B], or none
+  bool to_initial = false;
 
   const Cell& facts() const { return kCells[cell]; }
   int64_t rows() const { return facts().gates * H; }
@@ -48,10 +51,11 @@ struct Problem {
 
 inline std::string describe(const Problem& p, size_t type_bytes) {
   char text[200];
-  snprintf(text, sizeof text, "%s %s float%d T%d B%d I%d H%d%s inputs=%u upstream=%u wanted=%u layout=%d",
+  snprintf(text, sizeof text, "%s %s float%d T%d B%d I%d H%d%s inputs=%u upstream=%u wanted=%u layout=%d%s%s",
            hotloop_isa(), p.facts().name, static_cast<int>(type_bytes * 8), static_cast<int>(p.T),
            static_cast<int>(p.B), static_cast<int>(p.I), static_cast<int>(p.H), p.reverse ? " reverse" : "", p.inputs,
-           p.upstream, p.wanted, static_cast<int>(p.layout));
+           p.upstream, p.wanted, static_cast<int>(p.layout), p.lengths.empty() ? "" : " ragged",
+           p.resets.empty() ? "" : " resets");
   return text;
 }
 
@@ -250,6 +254,13 @@ class CallOf : public Call {
     f.output_stride_b = output_.stride_b;
     f.h_n = result(h_n_, p.B * p.H);
     if (cell.has_c) f.c_n = result(c_n_, p.B * p.H);
+    if (!p.lengths.empty()) f.lengths = lengths_.emplace_back(p.lengths).at(0);
+    if (!p.resets.empty()) f.resets = resets_.emplace_back(p.resets).at(0);
+    f.resets_stride_t = p.B;
+    f.resets_stride_b = 1;
+    f.reset_to_initial = p.to_initial;
+    f.c_stride_t = p.B * p.H;
+    f.c_stride_b = p.H;
     if (mode == kPacked) pack();
     if (mode != kTraining) return;
 
@@ -319,6 +330,8 @@ class CallOf : public Call {
 
   Problem p_;
   std::vector<Array<T>> weights_, inputs_;
+  std::vector<Array<int64_t>> lengths_;
+  std::vector<Array<uint8_t>> resets_;
   Block packed_;
   Sequence<T> x_, output_, grad_output_, grad_x_;
   Array<T> h_n_, c_n_, gates_, c_;

@@ -138,14 +138,16 @@ void check_flat(const Problem& p, const Data<T>& data, const Results<T>& wanted,
   const auto forward = [&](int64_t bytes) {
     return hotloop_forward_flat(f.cell, f.dtype, f.reverse, p.T, p.B, p.I, p.H, f.x, f.x_stride_t, f.x_stride_b,
                                 f.weight_ih, f.weight_hh, f.bias_ih, f.bias_hh, f.h0, f.c0, f.output, f.output_stride_t,
-                                f.output_stride_b, f.h_n, f.c_n, f.gates, f.c, threads, forward_workspace.data(),
-                                bytes);
+                                f.output_stride_b, f.h_n, f.c_n, f.gates, f.c, f.lengths, f.offsets, f.resets,
+                                f.resets_stride_t, f.resets_stride_b, f.reset_to_initial, threads,
+                                forward_workspace.data(), bytes);
   };
   const auto backward = [&](int64_t bytes) {
     return hotloop_backward_flat(f.cell, f.dtype, f.reverse, p.T, p.B, p.I, p.H, f.x, f.x_stride_t, f.x_stride_b,
                                  f.weight_ih, f.weight_hh, f.h0, f.c0, f.output, f.output_stride_t, f.output_stride_b,
-                                 f.gates, f.c, b.grad_output, b.grad_output_stride_t, b.grad_output_stride_b,
-                                 b.grad_h_n, b.grad_c_n, b.grad_x, b.grad_x_stride_t, b.grad_x_stride_b,
+                                 f.gates, f.c, f.lengths, f.offsets, f.resets, f.resets_stride_t, f.resets_stride_b,
+                                 f.reset_to_initial, b.grad_output, b.grad_output_stride_t, b.grad_output_stride_b,
+                                 b.grad_h_n, b.grad_c_n, b.grad_c, b.grad_x, b.grad_x_stride_t, b.grad_x_stride_b,
                                  b.grad_weight_ih, b.grad_weight_hh, b.grad_bias_ih, b.grad_bias_hh, b.grad_h0,
                                  b.grad_c0, threads, backward_workspace.data(), bytes);
   };
@@ -154,6 +156,56 @@ void check_flat(const Problem& p, const Data<T>& data, const Results<T>& wanted,
   expect(forward(forward_bytes), HOTLOOP_OK, what);
   expect(backward(backward_bytes), HOTLOOP_OK, what);
   check(all_same_bits(call.results(), wanted), what, "structs and scalars have the same bits");
+}
+
+// Rows of several lengths, with episodes that begin inside them: each row has the bits that it has alone, and zeros behind
+// its end. One row has no steps at all.
+template <class T>
+void check_ragged(const Problem& dense, const Data<T>& data, int32_t threads) {
+  Problem p = dense;
+  Random random(static_cast<uint64_t>(p.H * 64 + p.T));
+  for (int64_t b = 0; b < p.B; ++b) {
+    p.lengths.push_back(b == 1 ? 0 : static_cast<int64_t>(random.bits() % static_cast<uint64_t>(p.T + 1)));
+  }
+  for (int64_t i = 0; i < p.T * p.B; ++i) p.resets.push_back(random.bits() % 5 == 0);
+  p.to_initial = p.H % 2 == 0;
+  const Results<T> together = compute(p, data, kTraining, threads);
+  check_flat(p, data, together, threads);
+  for (int64_t b = 0; b < p.B; ++b) {
+    const int64_t length = p.lengths[static_cast<size_t>(b)];
+    const auto sequence = [&](const std::vector<T>& values, int64_t width, int64_t t0, int64_t t1) {
+      return values.empty() ? values : part_of(values, p, width, t0, t1, b, b + 1);
+    };
+    const auto state = [&](const std::vector<T>& values) { return sequence(values, p.H, 0, 1); };
+    for (const auto& [values, width] : {std::pair{&together.output, p.H}, std::pair{&together.x, p.I}}) {
+      const std::vector<T> behind = sequence(*values, width, length, p.T);
+      check(same_bits(behind, std::vector<T>(behind.size())), describe(p, sizeof(T)), "zeros behind a row's end");
+    }
+    if (length == 0) {
+      const bool initial = p.inputs & kH0 ? same_bits(state(together.h_n), state(data.h0)) : true;
+      check(initial, describe(p, sizeof(T)), "a row of no steps ends as it began");
+      continue;
+    }
+    Problem alone = p;
+    alone.B = 1;
+    alone.T = length;
+    alone.lengths.clear();
+    alone.resets.clear();
+    for (int64_t t = 0; t < length; ++t) alone.resets.push_back(p.resets[static_cast<size_t>(t * p.B + b)]);
+    Data<T> row = data;
+    row.x = sequence(data.x, p.I, 0, length);
+    row.grad_output = sequence(data.grad_output, p.H, 0, length);
+    row.h0 = state(data.h0);
+    row.c0 = state(data.c0);
+    row.grad_h_n = state(data.grad_h_n);
+    row.grad_c_n = state(data.grad_c_n);
+    const Results<T> r = compute(alone, row, kTraining);
+    const bool same = same_bits(r.output, sequence(together.output, p.H, 0, length)) &&
+                      same_bits(r.h_n, state(together.h_n)) && same_bits(r.c_n, state(together.c_n)) &&
+                      same_bits(r.x, sequence(together.x, p.I, 0, length)) && same_bits(r.h0, state(together.h0)) &&
+                      same_bits(r.c0, state(together.c0));
+    check(same, describe(p, sizeof(T)), "a row of a ragged batch has the bits it has alone");
+  }
 }
 
 // The derivative of loss = <grad_output, output> + <grad_h_n, h_n> + <grad_c_n, c_n> in a random direction of all inputs,
@@ -274,6 +326,7 @@ void check_problem(const Problem& p) {
   if (p.T > 1) check_cut(p, data, trained, p.H % (p.T - 1) + 1);
   check_together(p, data, trained, 1 + static_cast<int32_t>(p.H % 3));
   check_flat(p, data, trained, 1 + static_cast<int32_t>(p.H % 2));
+  check_ragged(p, data, 1 + static_cast<int32_t>(p.H % 3));
 }
 
 // Hidden sizes 1 to 40; the rest takes its turn, with periods that have no factor in common where that can be, so that
@@ -455,7 +508,6 @@ class Refusals {
     if (has_c) {
       forward([](auto& args) { args.forward.c_n = nullptr; }, HOTLOOP_BAD_ARGUMENT, "c_n");
       both([](auto& args) { args.forward.c = nullptr; }, HOTLOOP_BAD_ARGUMENT, "c");
-      forward([](auto& args) { args.forward.gates = nullptr; }, HOTLOOP_BAD_ARGUMENT, "gates");
       backward([](auto& args) { args.grad_c0 = nullptr; }, HOTLOOP_BAD_ARGUMENT, "grad_c0");
     } else {
       forward([](auto& args) { args.forward.c = args.forward.output; }, HOTLOOP_BAD_ARGUMENT, "c");

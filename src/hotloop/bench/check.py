@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from .. import functional
 from .._contract import PARAMETERS, Array
 from ..layers import GRU, LSTM, RNN
 from .problems import Problem
+
+STATES = ("h_n", "c_n")
 
 # Relative L2. In float32 candidates measure 1e-7 to 3e-6 at T = 4096 (they sum in another order, and some approximate
 # tanh); a swapped gate or a missing bias measures above 1e-2.
@@ -36,7 +38,21 @@ class Inputs:
 
     x: Array  # [T, B, I]
     parameters: dict[str, Array]  # by torch's names, in torch's order: weight_ih_l0, weight_hh_l0, bias_ih_l0, ...
-    grad_output: Array  # [T, B, D*H]
+    grad_output: Array  # [T, B, D*H], zero in padding
+    lengths: Array | None = None  # [B]
+    resets: Array | None = None  # [T, B] of bool
+
+    @property
+    def rows(self) -> dict[str, Array]:
+        """What is said of the rows, by the names of our arguments; nothing where they are dense."""
+        return {name: array for name in ("lengths", "resets") if (array := getattr(self, name)) is not None}
+
+    def without_padding(self, sequence: Array) -> Array:
+        """Return a sequence [T, B, ...] with zeros in its padding."""
+        if self.lengths is None:
+            return sequence
+        inside = np.arange(len(sequence))[:, None] < self.lengths
+        return np.where(inside[..., None], sequence, np.zeros((), sequence.dtype))
 
     @property
     def recurrences(self) -> list[tuple[Array, ...]]:
@@ -63,15 +79,25 @@ def make_inputs(problem: Problem, seed: int = 0) -> Inputs:
     x = rng.standard_normal((steps, batch, problem.input_size), np.float32).astype(problem.dtype)
     shape = steps, batch, problem.directions * hidden
     grad_output = rng.standard_normal(shape, np.float32).astype(problem.dtype)
-    return Inputs(x, parameters, grad_output)
+    # Episodes begin at the same steps whatever the cell and dtype.
+    begins = np.random.default_rng((seed, steps, batch)).random((steps, batch)) < problem.resets
+    inputs = Inputs(
+        x,
+        parameters,
+        grad_output,
+        np.array(problem.row_lengths) if problem.lengths else None,
+        begins if problem.resets else None,
+    )
+    return replace(inputs, grad_output=inputs.without_padding(grad_output))
 
 
 def checked_steps(problem: Problem) -> int:
     """Return how many of the first steps are compared: all, unless the specification would take too long.
 
-    A reverse direction makes the first steps depend on all others, so there nothing is shortened.
+    A reverse direction makes the first steps depend on all others, so there nothing is shortened; nor where rows end
+    or begin anew in the middle, for that is what could be wrong.
     """
-    if problem.bidirectional or problem.flops <= FULL_CHECK_FLOPS:
+    if problem.bidirectional or not problem.is_dense or problem.flops <= FULL_CHECK_FLOPS:
         return problem.seq_len
     affordable = int(SHORTENED_FLOPS * problem.seq_len / problem.flops)
     return min(problem.seq_len, SHORTENED_STEPS, max(FEWEST_STEPS, affordable))
@@ -98,42 +124,54 @@ def make_layer(problem: Problem, inputs: Inputs) -> LSTM | GRU | RNN:
     return _LAYERS[problem.cell].from_state_dict(inputs.parameters)
 
 
+def name_states(problem: Problem, state: Any) -> dict[str, Array]:
+    """Name the states after the last step, h_n or (h_n, c_n) of one layer and direction or of all: [L*D, B, H] each."""
+    arrays = state if problem.cell == "lstm" else (state,)
+    shape = -1, problem.batch_size, problem.hidden_size
+    return {name: np.asarray(array).reshape(shape) for name, array in zip(STATES, arrays, strict=False)}
+
+
 def run_ours(problem: Problem, inputs: Inputs, grad_output: Array | None, threads: int) -> dict[str, Array]:
-    """Run the problem through hotloop: the output and, in training, all gradients by torch's names.
+    """Run the problem through hotloop: output, states and, in training, all gradients by torch's names.
 
     One layer goes through the functional API, several layers or directions through a layer object.
     """
     gradient = inputs.grad_output if grad_output is None else grad_output
+    options: dict[str, Any] = {"threads": threads, **inputs.rows}
     if is_stack(problem):
         layer = make_layer(problem, inputs)
         if problem.mode == "inference":
-            return {"output": layer(inputs.x, threads=threads)[0]}
-        (output, _), layer_vjp = layer.vjp(inputs.x, threads=threads)
+            output, state = layer(inputs.x, **options)
+            return {"output": output, **name_states(problem, state)}
+        (output, state), layer_vjp = layer.vjp(inputs.x, **options)
         found = layer_vjp(gradient)
         assert found.x is not None
-        return {"output": output, "x": found.x, **found.parameters}
+        return {"output": output, **name_states(problem, state), "x": found.x, **found.parameters}
     (weights,) = inputs.recurrences
     if problem.mode == "inference":
-        function = getattr(functional, problem.cell)
-        return {"output": function(inputs.x, *weights, threads=threads)[0]}
-    function = getattr(functional, f"{problem.cell}_vjp")
-    (output, _), vjp = function(inputs.x, *weights, threads=threads)
+        output, state = getattr(functional, problem.cell)(inputs.x, *weights, **options)
+        return {"output": output, **name_states(problem, state)}
+    (output, state), vjp = getattr(functional, f"{problem.cell}_vjp")(inputs.x, *weights, **options)
     grads = vjp(gradient)
-    return {"output": output, "x": grads.x, **{f"{name}_l0": getattr(grads, name) for name in PARAMETERS}}
+    named = {f"{name}_l0": getattr(grads, name) for name in PARAMETERS}
+    return {"output": output, **name_states(problem, state), "x": grads.x, **named}
 
 
 def reference(problem: Problem) -> dict[str, Array]:
     """Compute the answer by whatever backend is active, in float64, over the steps that are compared.
 
-    The numpy backend is the specification: the caller sees to it that it is the active one.
+    States are those after the last step, so they are compared only where all steps are. The numpy backend is the
+    specification: the caller sees to it that it is the active one.
     """
     inputs, steps = make_inputs(problem), checked_steps(problem)
     wide = Inputs(
         x=inputs.x[:steps].astype(np.float64),
         parameters={name: array.astype(np.float64) for name, array in inputs.parameters.items()},
         grad_output=inputs.grad_output[:steps].astype(np.float64),
+        **inputs.rows,
     )
-    return run_ours(problem, wide, None, threads=1)
+    answer = run_ours(problem, wide, None, threads=1)
+    return {name: array for name, array in answer.items() if steps == problem.seq_len or name not in STATES}
 
 
 def relative_errors(answer: Mapping[str, Array], expected: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 `python -m hotloop.bench.memory PROBLEM THREADS` measures one training step in a process of its own and says, in bytes,
 by how much the process has grown after the forward pass and at its peak. What is computed grows with T; the rest
-(packed weights, their gradients, workspaces) must not, which two lengths show.
+(packed weights, their gradients, workspaces) must not, which two lengths show. Only dense problems
+are measured: ragged ones and those with resets are left out.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ from .._contract import CELLS
 CellName = Literal["lstm", "gru", "rnn"]
 Mode = Literal["inference", "training"]
 Dtype = Literal["float32", "float64"]
+Lengths = Literal["", "uniform"]
 
 CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -34,6 +36,10 @@ class Problem:
         Each on the output of the one before.
     bidirectional : bool
         Whether each layer has a second direction, from the last step to the first.
+    lengths : {"", "uniform"}
+        "uniform": sequences of 1 to T steps in a padded batch, see `row_lengths`.
+    resets : float
+        The share of steps at which an episode begins, and with it a state of zeros.
     dtype : {"float32", "float64"}
     why : str
         What the problem stands for.
@@ -49,20 +55,29 @@ class Problem:
     why: str = ""
     num_layers: int = 1
     bidirectional: bool = False
+    lengths: Lengths = ""
+    resets: float = 0.0
 
     @property
     def name(self) -> str:
-        """Cell, mode and shape in one word; what is one layer, one direction or float32 is not said."""
+        """Cell, mode and shape in one word; what is one layer, one direction, dense or float32 is not said."""
         return "-".join((self.cell, self.mode, *self.words))
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Shape, layers, directions and dtype, a word each: "T100", "B1", "I8", "H32", "L2", "bi", "float64"."""
+        """Shape, layers, directions, lengths, resets and dtype.
+
+        A word each: "T100", "B1", "I8", "H32", "L2", "bi", "ragged", "resets5%", "float64".
+        """
         words = [f"T{self.seq_len}", f"B{self.batch_size}", f"I{self.input_size}", f"H{self.hidden_size}"]
         if self.num_layers > 1:
             words.append(f"L{self.num_layers}")
         if self.bidirectional:
             words.append("bi")
+        if self.lengths:
+            words.append("ragged")
+        if self.resets:
+            words.append(f"resets{100 * self.resets:g}%")
         if self.dtype != "float32":
             words.append(self.dtype)
         return tuple(words)
@@ -98,13 +113,36 @@ class Problem:
         return 8 if self.dtype == "float64" else 4
 
     @property
+    def is_dense(self) -> bool:
+        """Whether all rows are one sequence of T steps each."""
+        return not self.lengths and not self.resets
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """The steps of every row: T, or drawn from 1 to T, the same for all problems of one T and B.
+
+        Each of B equal parts of 1 to T gives one, in any order: so of few rows, too, half of the batch is padding.
+        """
+        if not self.lengths:
+            return (self.seq_len,) * self.batch_size
+        # Seeded so, `random()` gives the same numbers in every version of Python: records that were kept stay true.
+        draw = random.Random(f"{self.seq_len} {self.batch_size}")
+        lengths = [1 + int(self.seq_len * (row + draw.random()) / self.batch_size) for row in range(self.batch_size)]
+        return tuple(sorted(lengths, key=lambda _: draw.random()))
+
+    @property
+    def tokens(self) -> int:
+        """Steps of all rows together, without padding: T B of a dense problem."""
+        return sum(self.row_lengths)
+
+    @property
     def flops(self) -> int:
         """Multiplications and additions of the matrix products.
 
-        2 T B G H (I + H) for every layer and direction, I being what that layer reads; three times that in training.
+        2 G H (I + H) for every token, layer and direction, I being what that layer reads; three times that in training.
         """
         columns = sum(size + self.hidden_size for size in self.input_sizes)
-        forward = 2 * self.seq_len * self.batch_size * self.directions * self.gates * self.hidden_size * columns
+        forward = 2 * self.tokens * self.directions * self.gates * self.hidden_size * columns
         return forward * (3 if self.mode == "training" else 1)
 
     def as_dict(self) -> dict[str, Any]:
@@ -113,7 +151,7 @@ class Problem:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Problem:
-        """Read what `as_dict` wrote, now or before there were layers and directions."""
+        """Read what `as_dict` wrote, now or before there were layers, directions, lengths and resets."""
         return cls(**{key: value for key, value in record.items() if key != "name"})
 
 
@@ -161,6 +199,10 @@ BOTH_WAYS = "a word, letter by letter, in both directions"
 DOUBLE = "the same in double precision, half the lanes"
 LENGTHS = "one of several lengths at one size: what a call costs, and what a step"
 ODD = "a hidden size that fills no vector"
+RAGGED_ROWS = "sequences of 1 to T steps in one batch, half of it padding"
+UNPADDED = "the same without padding: what the others are held against, token for token"
+EPISODES = "what a reinforcement learner trains on: episodes that end in the middle of a sequence"
+FEW_RESETS = "few beginnings of episodes: what telling a step from the first of an episode costs"
 
 # Every shape at which the libraries were measured before there was anything to compare with them.
 _DENSE: tuple[tuple[Shape, str], ...] = (
@@ -211,6 +253,20 @@ def _unique(found: Iterable[Problem]) -> tuple[Problem, ...]:
 
 _GATED: tuple[CellName, ...] = ("lstm", "gru")
 
+# Sequences as people have them, each beside its dense twin.
+_PADDED: Shape = (200, 32, 64, 128)
+_DENSE_AND_RAGGED: tuple[tuple[Lengths, str], ...] = (("", UNPADDED), ("uniform", RAGGED_ROWS))
+RAGGED = (
+    *(
+        replace(_named(cell, mode, _PADDED, why), lengths=lengths)
+        for cell in _GATED
+        for mode in MODES
+        for lengths, why in _DENSE_AND_RAGGED
+    ),
+    *(replace(_named(cell, "training", _PADDED, FEW_RESETS), resets=0.01) for cell in _GATED),
+    *(replace(_named(cell, "training", (128, 16, 64, 128), EPISODES), resets=0.05) for cell in _GATED),
+)
+
 # What speed is judged on: no peer may be faster on any of these.
 GRID = _unique(
     (
@@ -227,6 +283,7 @@ GRID = _unique(
         *(replace(_named(cell, mode, shape, DOUBLE), dtype="float64") for cell, mode, shape in _TWINS),
         *_everywhere(_GRID_LENGTHS, LENGTHS),
         *_everywhere(_ODD_SIZES, ODD),
+        *RAGGED,
     )
 )
 
@@ -241,21 +298,31 @@ QUICK = (
     _named("gru", "training", (128, 8, 64, 128), BATCH),
 )
 
-SMOKE = tuple(
-    _named(cell, mode, (seq_len, 2, 5, 9), "odd sizes, small enough for a test")
-    for cell in CELL_NAMES
-    for mode in MODES
-    for seq_len in (1, 6)
-    if mode == "inference" or seq_len > 1
-) + tuple(
-    Problem(cell, mode, 6, 2, 5, 9, "float32", "layers and directions, small enough for a test", *stack)
-    for cell, stack in zip(CELL_NAMES, ((2, False), (1, True), (2, True)), strict=True)
-    for mode in MODES
+SMOKE = (
+    tuple(
+        _named(cell, mode, (seq_len, 2, 5, 9), "odd sizes, small enough for a test")
+        for cell in CELL_NAMES
+        for mode in MODES
+        for seq_len in (1, 6)
+        if mode == "inference" or seq_len > 1
+    )
+    + tuple(
+        Problem(cell, mode, 6, 2, 5, 9, "float32", "layers and directions, small enough for a test", *stack)
+        for cell, stack in zip(CELL_NAMES, ((2, False), (1, True), (2, True)), strict=True)
+        for mode in MODES
+    )
+    + tuple(
+        replace(_named(cell, mode, (6, 3, 5, 9), "padding and episodes, small enough for a test"), **rows)
+        for cell in _GATED
+        for mode in MODES
+        for rows in ({"lengths": "uniform"}, {"resets": 0.3})
+    )
 )
 
 GROUPS: dict[str, tuple[Problem, ...]] = {
     "headline": HEADLINE,
     "grid": GRID,
+    "ragged": RAGGED,
     "sweep": SWEEP,
     "quick": QUICK,
     "smoke": SMOKE,

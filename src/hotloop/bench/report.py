@@ -427,6 +427,6 @@ METHOD = """Every library runs in processes of its own, one for each number of t
 take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
 bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
 weights prepared beforehand; training is forward and backward with all gradients. Floating-point operations are those of
-the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training. The roof is
-what the machine's peak and bandwidths allow, measured in the same run; that of several layers and directions is the sum
-of theirs."""
+the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training; padding does
+not count. The roof is what the machine's peak and bandwidths allow, measured in the same run; that of several layers
+and directions is the sum of theirs."""

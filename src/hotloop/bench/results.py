@@ -221,9 +221,9 @@ class MemoryRow:
 
 
 def memory_rows(case: Case) -> list[MemoryRow]:
-    """Compute what a training case holds: at its own length, and where it was measured at the others too."""
+    """Compute what a dense training case holds: at its own length, and where it was measured at the others too."""
     problem = problem_of(case)
-    if problem.mode != "training":
+    if problem.mode != "training" or not problem.is_dense:
         return []
     runs = {run["seq_len"]: run for run in case.get("memory", {}).get("runs", [])}
     rows = []

@@ -1,11 +1,12 @@
 """The roof of a problem: the least time its phases can take on this machine, from probes run beside the timing.
 
 A phase takes at least its flops at the peak of the FMA units, and at least the reading of its weights at the bandwidth
-of a buffer of that size. The recurrence reads its weights once a time step, since a step needs all of the step before;
-every other phase reads them once. Training adds the packing of the weights, which change every step. The cell
-functions' own time, measured on data in L1, comes on top: the FMA units are busy with it too. The roof of several
-layers and directions is the sum of theirs: an upper layer reads what all directions below it wrote, and two directions
-have nothing in common but x.
+of a buffer of that size. The recurrence reads its weights once a time step, since a step needs all of the step before
+(rows of several lengths, side by side, take the steps of the longest); flops and cells are those of the tokens. Every
+other phase reads them once. Training adds the packing of the weights, which change every step. The cell functions' own
+time, measured on data in L1, comes on top: the FMA units are busy with it too. The roof of several layers and
+directions is the sum of theirs: an upper layer reads what all directions below it wrote, and two directions have
+nothing in common but x.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def parts(problem: Problem, rates: Mapping[str, float], lanes: int, threads: int
         All rates count that many times.
     """
     rate = {(probe.kind, probe.bytes): rates[probe.key] * threads for probe in probes(problem)}
-    steps, batch, hidden = problem.seq_len, problem.batch_size, problem.hidden_size
-    per_input = 2 * steps * batch * problem.gates * hidden
-    vectors = steps * batch * math.ceil(hidden / lanes)
+    steps, tokens, hidden = max(problem.row_lengths), problem.tokens, problem.hidden_size
+    per_input = 2 * tokens * problem.gates * hidden
+    vectors = tokens * math.ceil(hidden / lanes)
     peak = rate["fma", FEWEST_BYTES]
 
     def phase(features: int, size: int, reads: int) -> float:

@@ -40,7 +40,7 @@ class Settings:
     total_seconds : float or None
         What the whole run may take: cases get what is left of it, in equal shares.
     memory : bool
-        Measure what a training step holds, too: see memory.py.
+        Measure what a training step of dense problems holds, too: see memory.py.
     """
 
     peers: Sequence[str] = PEERS
@@ -164,7 +164,7 @@ def run(
                     effort,
                     partial(_report_round, progress, done, problem.name),
                 )
-                if settings.memory and problem.mode == "training" and problem.is_judged:
+                if settings.memory and problem.mode == "training" and problem.is_judged and problem.is_dense:
                     progress(done, f"{problem.name}: memory")
                     case["memory"] = _measure_memory(problem, settings)
                 record["cases"].append(case)
