@@ -34,7 +34,7 @@ def _like(sequence: Array) -> Array:
     return _memory.empty(sequence.shape, sequence.dtype)
 
 
-def _halves(directions: int, hidden_size: int, sequence: Array | None) -> list[Any]:
+def halves(directions: int, hidden_size: int, sequence: Array | None) -> list[Any]:
     """The columns of each direction."""
     if sequence is None or directions == 1:
         return [sequence] * directions
@@ -70,8 +70,8 @@ def run_forward(
         top, directions = layer == len(weights) - 1, len(of_layer)
         hidden_size, seq_len, batch_size = of_layer[0].hidden_size, *x.shape[:2]
         sequence = output if top else _memory.empty((seq_len, batch_size, directions * hidden_size), output.dtype)
-        halves = _halves(directions, hidden_size, sequence)
-        halves_c = _halves(directions, hidden_size, c if top else None)
+        of_output = halves(directions, hidden_size, sequence)
+        of_c = halves(directions, hidden_size, c if top else None)
         calls = []
         for direction, half in enumerate(of_layer):
             index = layer * directions + direction
@@ -79,8 +79,8 @@ def run_forward(
                 make_forward(
                     half, None if packed is None else packed[layer][direction], direction == 1, x,
                     None if h0 is None else h0[index], None if c0 is None else c0[index],
-                    halves[direction], h_n[index], None if c_n is None else c_n[index], training, ragged,
-                    marks[direction], halves_c[direction],
+                    of_output[direction], h_n[index], None if c_n is None else c_n[index], training, ragged,
+                    marks[direction], of_c[direction],
                 )
             )  # fmt: skip
         backend.forward(calls, threads)
@@ -125,7 +125,7 @@ def run_backward(
         x = recurrences[layer][0].x
         if layer and drop is not None:
             x = drop(layer - 1, x, _like(x))
-        halves, halves_c = _halves(directions, hidden_size, grad), _halves(directions, hidden_size, grad_c)
+        of_grad, of_grad_c = halves(directions, hidden_size, grad), halves(directions, hidden_size, grad_c)
         calls, grads_x = [], []
         for direction, forward in enumerate(recurrences[layer]):
             index = layer * directions + direction
@@ -136,14 +136,14 @@ def run_backward(
             calls.append(
                 make_backward(
                     forward if x is forward.x else replace(forward, x=x),
-                    halves[direction],
+                    of_grad[direction],
                     None if grad_h_n is None else grad_h_n[index],
                     None if grad_c_n is None else grad_c_n[index],
                     None if not grads_x else grads_x[-1] if layer > lowest else layout.time_major(grads_x[-1]),
                     grad_h0[index],
                     None if grad_c0 is None else grad_c0[index],
                     wanted[layer][direction],
-                    halves_c[direction],
+                    of_grad_c[direction],
                 )
             )
         backend.backward(calls, threads)
