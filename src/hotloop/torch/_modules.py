@@ -10,11 +10,12 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .._contract import CELLS, Cell, check_return_states
-from . import _ops
+from . import _ops, _short
 from ._bridge import Call, to_array
 from ._packed import MANY_ROWS, PLAIN, Kept
 
 Tensor = torch.Tensor
+_STRIDED = torch.strided
 
 _DTYPES = (torch.float32, torch.float64)
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -56,6 +57,13 @@ def _unfit(name: str, tensor: Any, dtype: torch.dtype, traced: bool) -> str | No
     if tensor.dtype is not dtype or dtype not in _DTYPES:
         return f"{name} of {tensor.dtype}"
     return None
+
+
+def _fits(state: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    return (
+        type(state) is Tensor and state.dtype is dtype and state.shape == shape and state.is_cpu
+        and state.layout is _STRIDED and state.is_contiguous()
+    )  # fmt: skip
 
 
 class _Recurrent(_Base):
@@ -114,6 +122,55 @@ class _Recurrent(_Base):
             self.__dict__["_hotloop"] = kept
         return kept
 
+    def _quick(self, layout: str, x: Tensor, hx: Any) -> Any:
+        """A short call of one layer in one direction in the short way: output, h_n and c_n, those that there are. None
+        where it is not short or anything is unusual: the long way finds out what.
+        """  # fmt: skip
+        kept: Kept | None = self.__dict__.get("_hotloop")
+        tensors = self._tensors()
+        if kept is None or not kept.holds(tensors) or kept.short is None:
+            return None
+        dtype, shape = kept.dtype, x.shape
+        if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous():
+            return None
+        if layout == "step":
+            if len(shape) != 2:
+                return None
+            seq_len, batch_size, features = 1, *shape
+            states: tuple[int, ...] = batch_size, kept.call.hidden_size
+        elif len(shape) == 3:
+            seq_len, batch_size, features = shape
+            if layout == "batch_first":
+                seq_len, batch_size = batch_size, seq_len
+                if seq_len > 1 and batch_size > 1:
+                    return None
+            states = 1, batch_size, kept.call.hidden_size
+        else:
+            return None
+        if features != self.input_size or not 0 < seq_len * batch_size < MANY_ROWS:
+            return None
+        h0 = c0 = None
+        if hx is not None:
+            if kept.call.cell.has_c:
+                if type(hx) is not tuple or len(hx) != 2:
+                    return None
+                h0, c0 = hx
+                if not _fits(c0, dtype, states):
+                    return None
+            else:
+                h0 = hx
+            if not _fits(h0, dtype, states):
+                return None
+        if torch.is_grad_enabled() and (
+            tensors[0].requires_grad
+            or x.requires_grad
+            or any([tensor.requires_grad for tensor in tensors])
+            or (h0 is not None and h0.requires_grad)
+            or (c0 is not None and c0.requires_grad)
+        ):
+            return _ops.Recurrence.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)  # type: ignore[no-untyped-call]
+        return _short.infer(kept, kept.packed(tensors)[0][0], (seq_len, batch_size), states, x, h0, c0)
+
     def _run(self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]) -> Any:
         """output, h_n, c_n and c, those that there are; or what is the matter."""
         kept = self._kept(tensors)
@@ -127,7 +184,7 @@ class _Recurrent(_Base):
         ):
             if call.lengths is not None or call.resets is not None:
                 call.freeze(to_array(x))
-            return _ops.Recurrence.apply(call, kept.weights, x, h0, c0, *tensors)  # type: ignore[no-untyped-call]
+            return _ops.Recurrence.apply(call, kept, None, x, h0, c0, *tensors)  # type: ignore[no-untyped-call]
         few = x.numel() < MANY_ROWS * x.shape[-1]
         results, _ = call.forward(x, h0, c0, kept.weights, kept.packed(tensors) if few else None, False)
         return [result for result in results if result is not None]
@@ -229,6 +286,13 @@ class _Layers(_Recurrent):
             An argument that torch's layer does not have is wrong, or the call is one that torch has to run; with
             torch's arguments alone, the errors are torch's.
         """
+        if (
+            type(input) is Tensor and lengths is None and resets is None and return_states is False
+            and threads is None and not _traced() and _elsewhere() is None
+        ):  # fmt: skip
+            results = self._quick("batch_first" if self.batch_first else "time_major", input, hx)
+            if results is not None:
+                return (results[0], results[1:]) if len(results) == 3 else results
         extra = lengths is not None or resets is not None or return_states is not False or threads is not None
         reason = _elsewhere()
         if reason is None:
@@ -397,6 +461,10 @@ class _Cells(_Recurrent):
         TypeError, ValueError
             `threads` is wrong, or given where torch has to run the call; otherwise the errors are torch's.
         """
+        if type(input) is Tensor and threads is None and not _traced() and _elsewhere() is None:
+            results = self._quick("step", input, hx)
+            if results is not None:
+                return (results[0], results[2]) if len(results) == 3 else results[0]
         reason = _elsewhere()
         if reason is None:
             results = self._one(input, hx, threads)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._contract import CELLS
-from . import _double, _packed
+from . import _double, _packed, _short
 from ._bridge import LAYOUTS, Call
 
 Tensor = torch.Tensor
@@ -206,23 +206,25 @@ class Recurrence(torch.autograd.Function):
     """An eager call that will be differentiated: 30 us less than through the op."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, prepared: Any, x: Tensor, h0: Any, c0: Any, *weights: Tensor) -> Any:
-        """`prepared` are the weights as backends take them."""
+    def forward(ctx: Any, call: Call, kept: Any, sizes: Any, x: Tensor, h0: Any, c0: Any, *weights: Tensor) -> Any:
+        """`sizes`, steps and rows, are given where it may be short."""
         ctx.set_materialize_grads(False)
-        results, saved = call.forward(x, h0, c0, prepared, None, True)
-        output, _, _, c = results
-        ctx.call, ctx.prepared, ctx.count = call, prepared, len(weights)
+        done = None if sizes is None else _short.forward(call, kept, sizes, x, h0, c0)
+        results, saved = call.forward(x, h0, c0, kept.weights, None, True) if done is None else done
+        output, h_n, c_n, c = results
+        ctx.call, ctx.kept, ctx.sizes, ctx.count = call, kept, sizes, len(weights)
         if call.layout == "packed":  # the flat ones are among the saved
-            output = c = None
-        ctx.save_for_backward(x, h0, c0, *weights, output, c, *saved)
-        return tuple(result for result in results if result is not None)
+            ctx.save_for_backward(x, h0, c0, *weights, None, None, *saved)
+        else:
+            ctx.save_for_backward(x, h0, c0, *weights, output, c, *saved)
+        return (output, h_n) if c_n is None else (output, h_n, c_n) if c is None else (output, h_n, c_n, c)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         call = ctx.call
         x, h0, c0, *rest = _saved(ctx)
         weights, (output, c, *saved) = rest[: ctx.count], rest[ctx.count :]
-        wanted = ctx.needs_input_grad[2:]
+        wanted = ctx.needs_input_grad[3:]
         grad_output, grad_h_n, *more = grads
         grad_c_n = more.pop(0) if call.cell.has_c else None
         upstream = grad_output, grad_h_n, grad_c_n, more[0] if more else None
@@ -231,8 +233,13 @@ class Recurrence(torch.autograd.Function):
                 x, h0, c0, weights, *arguments(call), *upstream, _or_empty(output, x), _or_empty(c, x), saved, wanted
             )
             results = of_x, of_h0, of_c0, *of_weights
-            return None, None, *(grad if flag else None for grad, flag in zip(results, wanted, strict=True))
-        return None, None, *call.backward(*upstream, x, h0, c0, ctx.prepared, output, c, saved, wanted)
+            return None, None, None, *(grad if flag else None for grad, flag in zip(results, wanted, strict=True))
+        results = None
+        if ctx.sizes is not None:
+            results = _short.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
+        if results is None:
+            results = call.backward(*upstream, x, h0, c0, ctx.kept.weights, output, c, saved, wanted)
+        return None, None, None, *results
 
 
 def _saved(ctx: Any) -> list[Any]:
@@ -242,5 +249,5 @@ def _saved(ctx: Any) -> list[Any]:
     except RuntimeError:  # one has changed; if it is an input, then that is the caller's mistake, and is said here
         inputs = [one.data for one in ctx._raw_saved_tensors[: 3 + ctx.count]]
     with torch.no_grad():
-        results, saved = ctx.call.forward(*inputs[:3], ctx.prepared, None, True)
+        results, saved = ctx.call.forward(*inputs[:3], ctx.kept.weights, None, True)
     return [*inputs, results[0], results[3], *saved]

@@ -8,6 +8,7 @@ hash of all bytes is too. Hashing reads the weights once, as the call itself doe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,20 +26,19 @@ MANY_ROWS = 256
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
-def version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
 class Kept:
     """Views of the memory that weights had. It holds that memory, so a tensor at the same address has the same."""
 
-    __slots__ = ("_arrays", "_fingerprint", "_of", "_packed", "weights")
-
     def __init__(self, call: Call, tensors: Sequence[Tensor]) -> None:
+        self.call = call
+        self.dtype = tensors[0].dtype
         self.weights: list[list[Weights]] = call.weights(tensors)
         self._of = [(tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors]
-        self._packed: tuple[Any, Any, Any, Any] = None, None, None, None  # backend, versions, hash, what it packed
-        self._fingerprint: tuple[Any, Any] = None, None
+        self._of_layout: dict[str, Call] = {}
+        self._backend: Any = None
+        self._fingerprint: Any = None
+        self._packed: tuple[Any, Any, Any] = None, None, None  # versions, hash, what was packed
+        self._short: Any = None
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors are in this memory."""
@@ -52,26 +52,46 @@ class Kept:
                 return False
         return True
 
+    def plain(self, layout: str) -> Call:
+        """A call without anything special: it can be used again."""
+        call = self._of_layout.get(layout)
+        if call is None:
+            call = self._of_layout[layout] = replace(self.call, layout=layout)
+        return call
+
+    def _prepare(self, backend: Any) -> None:
+        """What a backend can do more than it must."""
+        halves = [half for layer in self.weights for half in layer]
+        arrays = [array for half in halves for array in half[4:] if array is not None]
+        make, short = (getattr(backend, name, None) for name in ("fingerprint", "Short"))
+        self._fingerprint = None if make is None else make(arrays)
+        self._short = None if short is None or len(halves) > 1 else short(halves[0])
+        self._packed = None, None, None
+        self._backend = backend
+
+    @property
+    def short(self) -> Any:
+        """The one recurrence for short calls, where the backend has such a thing."""
+        if self._backend is not (backend := _backend.active()):
+            self._prepare(backend)
+        return self._short
+
     def packed(self, tensors: Sequence[Tensor]) -> Any:
         """What the backend in use makes of the weights; None where it makes nothing of them."""
-        backend = _backend.active()
-        hashed_by, now = self._fingerprint
-        if hashed_by is not backend:
-            make = getattr(backend, "fingerprint", None)
-            now = (
-                None
-                if make is None
-                else make([a for layer in self.weights for half in layer for a in half[4:] if a is not None])
-            )
-            self._fingerprint = backend, now
-        if now is None:
+        if self._backend is not (backend := _backend.active()):
+            self._prepare(backend)
+        if self._fingerprint is None:
             return None
-        packed_by, versions, hashed, packed = self._packed
-        current_versions, current = [version(tensor) for tensor in tensors], now()
-        if packed_by is not backend or versions != current_versions or hashed != current:
+        versions, hashed, packed = self._packed
+        try:
+            now = [tensor._version for tensor in tensors]
+        except RuntimeError:  # tensors of inference mode have none
+            now = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+        current = self._fingerprint()
+        if versions != now or hashed != current:
             # The hash is older than what is packed: if the weights are written to meanwhile, the next call sees it.
             packed = [[backend.pack(half) for half in layer] for layer in self.weights]
-            self._packed = backend, current_versions, current, packed
+            self._packed = now, current, packed
         return packed
 
 
