@@ -259,11 +259,11 @@ class Short:
         return status == 0
 
     def _set(
-        self, target: Any, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: int, h_n: Array, gates: int,
-        c: int,
+        self, target: Any, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: Any, h_n: Array, gates: Any,
+        c: Any,
     ) -> None:  # fmt: skip
         input_size, hidden_size = self.steps
-        target.x, target.output, target.h_n = _cast(_VOID, x), _cast(_VOID, output), _from_buffer(h_n)
+        target.x, target.output, target.h_n = _cast(_VOID, x), output, _from_buffer(h_n)
         if seq_len != 1 or batch_size != 1:
             target.seq_len, target.batch_size = seq_len, batch_size
             target.x_stride_t, target.x_stride_b = batch_size * input_size, input_size
@@ -271,21 +271,20 @@ class Short:
             target.output_stride_b = target.c_stride_b = hidden_size
         if h0:
             target.h0 = _cast(_VOID, h0)
-        if gates:
-            target.gates = _cast(_VOID, gates)
-        if c:
-            target.c = _cast(_VOID, c)
-            if c0:
-                target.c0 = _cast(_VOID, c0)
+        if c0:
+            target.c0 = _cast(_VOID, c0)
+        target.gates, target.c = gates, c
 
     def forward(
-        self, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: int, h_n: Array, c_n: Array | None,
-        gates: int, c: int,
+        self, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: Array, h_n: Array, c_n: Array | None,
+        gates: Array | None, c: Array | None,
     ) -> bool:  # fmt: skip
         targets = ffi.new(_FORWARD, 1)
         targets[0] = self.like.forward
         target = targets[0]
-        self._set(target, seq_len, batch_size, x, h0, c0, output, h_n, gates, c)
+        self._set(
+            target, seq_len, batch_size, x, h0, c0, _from_buffer(output), h_n, _address(gates), _address(c)
+        )  # fmt: skip
         if c_n is not None:
             target.c_n = _from_buffer(c_n)
         return _run_short(_FORWARD_CALLS[0], targets, 1) == 0
@@ -298,7 +297,10 @@ class Short:
         targets = ffi.new(_BACKWARD, 1)
         targets[0] = self.like
         target = targets[0]
-        self._set(target.forward, seq_len, batch_size, x, h0, c0, output, grad_h0, gates, c)
+        self._set(
+            target.forward, seq_len, batch_size, x, h0, c0, _cast(_VOID, output), grad_h0, _cast(_VOID, gates),
+            _cast(_VOID, c),
+        )  # fmt: skip
         input_size, hidden_size = self.steps
         grad_output, grad_h_n, grad_c_n = upstream
         if grad_output:

@@ -78,6 +78,13 @@ def to_array(tensor: Tensor) -> Array:
 to_tensor = torch.from_numpy
 
 
+def threads_of(threads: Any) -> int:
+    """As many as were asked for, or else as both torch and hotloop allow."""
+    if threads is not None:
+        return check_threads(threads)
+    return min(torch.get_num_threads(), _backend.threads_of(None))
+
+
 def _optional(tensor: Tensor | None) -> Array | None:
     return None if tensor is None else to_array(tensor)
 
@@ -194,12 +201,6 @@ class Call:
             )  # fmt: skip
         return [made[first : first + self.directions] for first in range(0, len(made), self.directions)]
 
-    def _threads(self) -> int:
-        """As many as were asked for, or else as both torch and hotloop allow."""
-        if self.threads is not None:
-            return check_threads(self.threads)
-        return min(torch.get_num_threads(), _backend.threads_of(None))
-
     def forward(
         self,
         x: Tensor,
@@ -225,7 +226,7 @@ class Call:
         h_n = np.empty(states, dtype)
         c_n = np.empty(states, dtype) if self.cell.has_c else None
         recurrences = _stack.run_forward(
-            _backend.active(), self._threads(), weights, packed, sequence, self._state("h0", h0, states),
+            _backend.active(), threads_of(self.threads), weights, packed, sequence, self._state("h0", h0, states),
             self._state("c0", c0, states), layout.time_major(output), None if c is None else layout.time_major(c), h_n,
             c_n, rows.ragged, rows.marks, self._drop(), training,
         )  # fmt: skip
@@ -287,7 +288,7 @@ class Call:
             for first in range(0, len(flags), each)
         ]
         grad_x, parameters = _stack.run_backward(
-            _backend.active(), self._threads(), recurrences, layout, self._drop(), grads[0],
+            _backend.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
             self._state("grad_h_n", grad_h_n, states), self._state("grad_c_n", grad_c_n, states), grads[1], grad_h0,
             grad_c0, wanted[0], wanted[1] or wanted[2],
             [names[first : first + directions] for first in range(0, len(names), directions)],

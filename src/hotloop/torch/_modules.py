@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .._contract import CELLS, Cell, check_return_states
-from . import _ops, _short
+from . import _ops, _single
 from ._bridge import Call, to_array
 from ._packed import MANY_ROWS, PLAIN, Kept
 
@@ -28,16 +28,15 @@ else:
 
 def _traced() -> bool:
     """Whether something looks at the operations of a call instead of only its result."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch.compiler.is_compiling()
-    )
+    if torch.compiler.is_compiling():  # first: dynamo, which reads this too, knows no other of them
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
 def _elsewhere() -> str | None:
     """What is the matter where torch itself has to run the call, whatever its tensors are."""
-    if torch._C._are_functorch_transforms_active():
+    # Not `is not None`: of what dynamo has for this value it knows the type alone.
+    if not isinstance(torch._C._functorch.peek_interpreter_stack(), type(None)):
         return "a call inside a transform of torch.func"
     if forward_ad._current_level >= 0:
         return "a call with forward-mode differentiation"
@@ -62,7 +61,7 @@ def _unfit(name: str, tensor: Any, dtype: torch.dtype, traced: bool) -> str | No
 def _fits(state: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return (
         type(state) is Tensor and state.dtype is dtype and state.shape == shape and state.is_cpu
-        and state.layout is _STRIDED and state.is_contiguous()
+        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg()
     )  # fmt: skip
 
 
@@ -123,15 +122,15 @@ class _Recurrent(_Base):
         return kept
 
     def _quick(self, layout: str, x: Tensor, hx: Any) -> Any:
-        """A short call of one layer in one direction in the short way: output, h_n and c_n, those that there are. None
-        where it is not short or anything is unusual: the long way finds out what.
+        """A call of one layer in one direction: output, h_n and c_n, those that there are. None where anything is
+        unusual: the long way finds out what.
         """  # fmt: skip
         kept: Kept | None = self.__dict__.get("_hotloop")
         tensors = self._tensors()
         if kept is None or not kept.holds(tensors) or kept.short is None:
             return None
         dtype, shape = kept.dtype, x.shape
-        if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous():
+        if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous() or x.is_neg():
             return None
         if layout == "step":
             if len(shape) != 2:
@@ -147,7 +146,7 @@ class _Recurrent(_Base):
             states = 1, batch_size, kept.call.hidden_size
         else:
             return None
-        if features != self.input_size or not 0 < seq_len * batch_size < MANY_ROWS:
+        if features != self.input_size or not seq_len * batch_size:
             return None
         h0 = c0 = None
         if hx is not None:
@@ -169,7 +168,7 @@ class _Recurrent(_Base):
             or (c0 is not None and c0.requires_grad)
         ):
             return _ops.Recurrence.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)  # type: ignore[no-untyped-call]
-        return _short.infer(kept, kept.packed(tensors)[0][0], (seq_len, batch_size), states, x, h0, c0)
+        return _single.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0)
 
     def _run(self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]) -> Any:
         """output, h_n, c_n and c, those that there are; or what is the matter."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._contract import CELLS
-from . import _double, _packed, _short
+from . import _double, _packed, _single
 from ._bridge import LAYOUTS, Call
 
 Tensor = torch.Tensor
@@ -207,10 +207,13 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, kept: Any, sizes: Any, x: Tensor, h0: Any, c0: Any, *weights: Tensor) -> Any:
-        """`sizes`, steps and rows, are given where it may be short."""
+        """`sizes`, steps and rows, are given where `_single` can do it."""
         ctx.set_materialize_grads(False)
-        done = None if sizes is None else _short.forward(call, kept, sizes, x, h0, c0)
-        results, saved = call.forward(x, h0, c0, kept.weights, None, True) if done is None else done
+        results: Any
+        if sizes is None:
+            results, saved = call.forward(x, h0, c0, kept.weights, None, True)
+        else:
+            results, saved = _single.forward(call, kept, sizes, x, h0, c0)
         output, h_n, c_n, c = results
         ctx.call, ctx.kept, ctx.sizes, ctx.count = call, kept, sizes, len(weights)
         if call.layout == "packed":  # the flat ones are among the saved
@@ -234,10 +237,9 @@ class Recurrence(torch.autograd.Function):
             )
             results = of_x, of_h0, of_c0, *of_weights
             return None, None, None, *(grad if flag else None for grad, flag in zip(results, wanted, strict=True))
-        results = None
         if ctx.sizes is not None:
-            results = _short.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
-        if results is None:
+            results = _single.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
+        else:
             results = call.backward(*upstream, x, h0, c0, ctx.kept.weights, output, c, saved, wanted)
         return None, None, None, *results
 
@@ -247,7 +249,7 @@ def _saved(ctx: Any) -> list[Any]:
     try:
         return list(ctx.saved_tensors)
     except RuntimeError:  # one has changed; if it is an input, then that is the caller's mistake, and is said here
-        inputs = [one.data for one in ctx._raw_saved_tensors[: 3 + ctx.count]]
+        inputs = [one.unpack() for one in ctx._raw_saved_tensors[: 3 + ctx.count]]
     with torch.no_grad():
         results, saved = ctx.call.forward(*inputs[:3], ctx.kept.weights, None, True)
     return [*inputs, results[0], results[3], *saved]
