@@ -464,7 +464,7 @@ def test_packed_with_wrong_states():
         assert isinstance(want, tuple)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_projection_autocast_and_transforms_are_torchs():
     ours, theirs = twins("LSTM", 5, 6, proj_size=3)
     x = torch.randn(7, 3, 5)

@@ -74,9 +74,12 @@ def forward(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weight
         for direction in range(call.directions):
             number = layer * call.directions + direction
             marks = rows.marks[direction]
+            resets = None if marks is None else torch.from_numpy(np.ascontiguousarray(marks.at)).unsqueeze(-1)
+            if resets is not None and active is not None:  # those in the padding mean nothing
+                resets = resets & active
             output, c, state = _recurrence(
                 call.cell, direction == 1, sequence, h0[number], c0[number], weights[number * each :][:each], active,
-                None if marks is None else torch.from_numpy(np.ascontiguousarray(marks.at)).unsqueeze(-1),
+                resets,
             )  # fmt: skip
             outputs.append(output)
             every_c.append(c)

@@ -158,12 +158,16 @@ def _loaded(ctx: Any) -> tuple[Any, ...]:
 
 def _differentiate_forward(ctx: Any, *grads: Any) -> Any:
     x, h0, c0, weights, given, (output, c, *saved) = _loaded(ctx)
-    wanted = _needs(ctx, h0, c0)
+    wanted, call = _needs(ctx, h0, c0), _call_fake(weights, given)
+    grad_output, grad_h_n, grad_c_n, grad_c = grads[:4]  # of a result that is not there it may be one of no elements
+    grads = (
+        grad_output, grad_h_n, grad_c_n if call.cell.has_c else None, grad_c if call.return_states else None
+    )  # fmt: skip
     if not ctx.training:  # made for inference, as an exported program is
         with torch.no_grad():
             output, _, _, c, saved = torch.ops.hotloop.forward(x, h0, c0, weights, *given, True)
     of_x, of_h0, of_c0, of_weights = torch.ops.hotloop.backward(
-        x, h0, c0, weights, *given, *grads[:4], output, c, saved, wanted
+        x, h0, c0, weights, *given, *grads, output, c, saved, wanted
     )
     return (
         of_x if wanted[0] else None, of_h0 if wanted[1] else None, of_c0 if wanted[2] else None,
