@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._contract import CELLS
 from . import _double, _packed, _single
-from ._bridge import LAYOUTS, Call
+from ._bridge import LAYOUTS, Call, to_array
 
 Tensor = torch.Tensor
 
@@ -58,8 +59,14 @@ def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 def _forward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
     call, training = _call(weights, given), given[-1]
-    packed = None if training else _packed.of_tensors(call, weights, x)
-    results, saved = call.forward(x, h0, c0, call.weights(weights), packed, training)
+    prepared = call.weights(weights)
+    packed = None if training else _packed.of_op(call, weights, prepared, x)
+    results, saved = call.forward(x, h0, c0, prepared, packed, training)
+    ragged = call.rows(to_array(x)).ragged
+    if saved and ragged is not None and ragged.offsets is None:  # the results of an op are numbers throughout
+        padding = np.arange(saved[0].shape[0])[:, np.newaxis] >= ragged.lengths
+        for tensor in saved:
+            to_array(tensor)[padding] = 0
     return *(_or_empty(result, x) for result in results), saved
 
 
@@ -96,7 +103,7 @@ def _forward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list
             if not last:
                 saved.append(x.new_empty((*rows, width)))
         if layout.flat:
-            saved += [x.new_empty(outer)] * (1 + call.return_states)
+            saved += [x.new_empty(outer) for _ in range(1 + call.return_states)]
     return *results, saved
 
 

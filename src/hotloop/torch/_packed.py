@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import _backend
-from .._contract import Weights
+from .._contract import Array, Weights
 from ._bridge import Call
 
 Tensor = torch.Tensor
@@ -62,9 +62,8 @@ class Kept:
     def _prepare(self, backend: Any) -> None:
         """What a backend can do more than it must."""
         halves = [half for layer in self.weights for half in layer]
-        arrays = [array for half in halves for array in half[4:] if array is not None]
         make, short = (getattr(backend, name, None) for name in ("fingerprint", "Short"))
-        self._fingerprint = None if make is None else make(arrays)
+        self._fingerprint = None if make is None else make(_arrays(self.weights))
         self._short = None if short is None or len(halves) > 1 else short(halves[0])
         self._packed = None, None, None
         self._backend = backend
@@ -95,14 +94,33 @@ class Kept:
         return packed
 
 
-_of_tensors: Any = WeakIdKeyDictionary()
+_of_ops: dict[tuple[int, int], tuple[StorageWeakRef, Any, Any, Any]] = {}  # by storage and address of the first weight
 
 
-def of_tensors(call: Call, tensors: Sequence[Tensor], x: Tensor) -> Any:
-    """Packed weights for an op, which knows no module; kept as long as the first of them lives."""
-    if x.numel() >= MANY_ROWS * x.shape[-1] or not all(tensor.is_contiguous() for tensor in tensors):
+def of_op(call: Call, tensors: Sequence[Tensor], weights: list[list[Weights]], x: Tensor) -> Any:
+    """Packed weights for an op, which knows no module: kept as long as the memory of the first of them lives."""
+    backend = _backend.active()
+    make = getattr(backend, "fingerprint", None)
+    if make is None or x.numel() >= MANY_ROWS * x.shape[-1] or not all(tensor.is_contiguous() for tensor in tensors):
         return None
-    kept = _of_tensors.get(tensors[0])
-    if kept is None or not kept.holds(tensors) or kept.weights[0][0].cell is not call.cell:
-        kept = _of_tensors[tensors[0]] = Kept(call, tensors)
-    return kept.packed(tensors)
+    storage = tensors[0].untyped_storage()
+    place = storage._cdata, tensors[0].data_ptr()
+    like = backend, call.cell, call.directions, [(tensor.data_ptr(), *_signs(tensor)) for tensor in tensors]
+    hashed = make(_arrays(weights))()
+    entry = _of_ops.get(place)
+    if entry is not None and not entry[0].expired() and entry[1] == like and entry[2] == hashed:
+        return entry[3]
+    for other in [key for key, (memory, *_) in list(_of_ops.items()) if memory.expired()]:
+        _of_ops.pop(other, None)
+    packed = [[backend.pack(half) for half in layer] for layer in weights]
+    _of_ops[place] = StorageWeakRef(storage), like, hashed, packed
+    return packed
+
+
+def _signs(tensor: Tensor) -> tuple[Any, ...]:
+    return -1 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.shape
+
+
+def _arrays(weights: list[list[Weights]]) -> list[Array]:
+    halves = [half for layer in weights for half in layer]
+    return [array for half in halves for array in half[4:] if array is not None]
