@@ -192,11 +192,13 @@ class _Recurrent(_Base):
         self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]
     ) -> list[Tensor]:
         """The same as an op."""
-        training = torch.is_grad_enabled() and any(
-            tensor is not None and tensor.requires_grad for tensor in (x, h0, c0, *tensors)
-        )
-        if not self.training and not torch.compiler.is_dynamo_compiling():
-            training = False  # a program that is kept, for inference: it can be differentiated all the same
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            # A program that is kept: what it is for is the module's mode. It can be differentiated in any case.
+            training = self.training
+        else:
+            training = torch.is_grad_enabled() and any(
+                tensor is not None and tensor.requires_grad for tensor in (x, h0, c0, *tensors)
+            )
         output, h_n, c_n, c, _ = torch.ops.hotloop.forward(
             x, h0, c0, tensors, *_ops.arguments(call), training
         )  # fmt: skip
