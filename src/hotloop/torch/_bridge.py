@@ -131,7 +131,7 @@ class Call:
     resets: Any = None
     batch_sizes: Tensor | None = None
     unsorted: Tensor | None = None
-    seed: int | None = None  # of dropout; None: nothing is dropped
+    seed: Any = None  # of dropout, an integer, in an op's arguments a tensor; None: nothing is dropped
     batch_size: Any = None  # packed, where it has to be known without the sizes
     _rows: Rows | None = field(default=None, repr=False)
 
@@ -167,7 +167,7 @@ class Call:
         """[T, B, *], as backends can use it."""
         array, layout = to_array(tensor), LAYOUTS[self.layout]
         if rows.gather is not None:
-            return layout.time_major(_taken(array, rows.gather))
+            return layout.time_major(_gathered(array, rows.gather))
         if self.layout == "step":
             return np.ascontiguousarray(array)[np.newaxis]
         return check_sequence(
@@ -342,9 +342,11 @@ class Call:
         return made
 
 
-def _taken(array: Array | None, index: Array | None) -> Array | None:
-    """The rows of a sequence in the order of `index`, where there is one."""
-    if array is None or index is None:
-        return array
+def _gathered(array: Array, index: Array) -> Array:
+    """The rows of a sequence in the order of `index`."""
     taken = _memory.empty(array.shape, array.dtype)
     return np.take(array, index, axis=0, out=taken, mode="clip")  # "raise" goes through a buffer
+
+
+def _taken(array: Array | None, index: Array | None) -> Array | None:
+    return array if array is None or index is None else _gathered(array, index)

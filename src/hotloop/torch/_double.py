@@ -5,6 +5,7 @@ it is asked to. The equations are those of `_cells`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,12 @@ def backward(
     """  # fmt: skip
     again = torch.is_grad_enabled()  # a third time
     with torch.enable_grad():
-        inputs, upstream = ([_variable(tensor, again) for tensor in tensors] for tensors in (inputs, upstream))
-        results = forward(call, *inputs)
+        inputs = [_variable(tensor, again) for tensor in inputs]
+        upstream = [_variable(tensor, again) for tensor in upstream]
+        results = forward(call, inputs)
         pairs = [(one, up) for one, up in zip(results, upstream, strict=True) if one is not None and up is not None]
-        chosen = [
-            (one, grad) for one, flag, grad in zip(inputs, wanted, grads, strict=True) if flag and grad is not None
-        ]
+        triples = zip(inputs, wanted, grads, strict=True)
+        chosen = [(one, grad) for one, flag, grad in triples if flag and one is not None and grad is not None]
         variables = [tensor for tensor in (*upstream, *inputs) if tensor is not None]
         found: Sequence[Tensor | None] = [None] * len(variables)
         if pairs and chosen:
@@ -49,7 +50,8 @@ def backward(
                     allow_unused=True,
                 )  # fmt: skip
     left = iter(found)
-    return tuple([None if one is None else next(left) for one in tensors] for tensors in (upstream, inputs))  # type: ignore[return-value]
+    of_upstream = [None if one is None else next(left) for one in upstream]
+    return of_upstream, [None if one is None else next(left) for one in inputs]
 
 
 def _variable(tensor: Tensor | None, connected: bool) -> Tensor | None:
@@ -59,8 +61,9 @@ def _variable(tensor: Tensor | None, connected: bool) -> Tensor | None:
     return tensor.view_as(tensor) if connected and tensor.requires_grad else tensor.detach().requires_grad_()
 
 
-def forward(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> list[Tensor | None]:
+def forward(call: Call, inputs: Sequence[Any]) -> list[Tensor | None]:
     """output, h_n, c_n and c, as the op returns them."""
+    x, h0, c0, *weights = inputs
     rows, each = call.rows(to_array(x.detach())), 4 if call.bias else 2
     sequence, active, index = _padded(call, rows, x)
     batch_size = sequence.shape[1]
@@ -127,7 +130,8 @@ def _recurrence(
 
 def _step(cell: Cell, of_x: Tensor, of_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     if cell.name == "lstm":
-        *_, c, h = _cells.lstm_forward(*(of_x + of_h).chunk(4, -1), c, torch.tanh, torch.sigmoid)
+        a_i, a_f, a_g, a_o = (of_x + of_h).chunk(4, -1)
+        *_, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, torch.tanh, torch.sigmoid)
         return h, c
     if cell.name == "gru":
         x_r, x_z, x_n = of_x.chunk(3, -1)

@@ -104,6 +104,8 @@ class _Recurrent(_Base):
         for tensor, shape in zip(tensors, self._expected(), strict=True):
             if reason := _unfit("a weight", tensor, dtype, traced):
                 return reason
+            if tensor.is_neg():
+                return "a weight that is a negated view"
             if tuple(tensor.shape) != shape:
                 return f"a weight of shape {tuple(tensor.shape)}"
         return None
@@ -167,7 +169,7 @@ class _Recurrent(_Base):
             or (h0 is not None and h0.requires_grad)
             or (c0 is not None and c0.requires_grad)
         ):
-            return _ops.Recurrence.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)  # type: ignore[no-untyped-call]
+            return _ops.Recurrence.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)
         return _single.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0)
 
     def _run(self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]) -> Any:
@@ -183,7 +185,7 @@ class _Recurrent(_Base):
         ):
             if call.lengths is not None or call.resets is not None:
                 call.freeze(to_array(x))
-            return _ops.Recurrence.apply(call, kept, None, x, h0, c0, *tensors)  # type: ignore[no-untyped-call]
+            return _ops.Recurrence.apply(call, kept, None, x, h0, c0, *tensors)
         few = x.numel() < MANY_ROWS * x.shape[-1]
         results, _ = call.forward(x, h0, c0, kept.weights, kept.packed(tensors) if few else None, False)
         return [result for result in results if result is not None]
@@ -192,7 +194,7 @@ class _Recurrent(_Base):
         self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]
     ) -> list[Tensor]:
         """The same as an op."""
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             # A program that is kept: what it is for is the module's mode. It can be differentiated in any case.
             training = self.training
         else:
@@ -345,7 +347,8 @@ class _Layers(_Recurrent):
             call.batch_size = count
             if lengths is not None or resets is not None:
                 raise ValueError("lengths, resets: expected padded input, got a PackedSequence")
-        h0 = c0 = None
+        h0: Any = None
+        c0: Any = None
         if hx is not None:
             if call.cell.has_c:
                 if not isinstance(hx, (tuple, list)) or len(hx) != 2:
@@ -353,9 +356,8 @@ class _Layers(_Recurrent):
                 h0, c0 = hx
             else:
                 h0 = hx
-            states = (call.layers * call.directions, call.hidden_size)
-            if layout != "unbatched":
-                states = states[0], count, states[1]
+            first, width = call.layers * call.directions, call.hidden_size
+            states = (first, width) if layout == "unbatched" else (first, count, width)
             for name, state in (("h0", h0), ("c0", c0)):
                 if state is None and name == "c0" and not call.cell.has_c:
                     continue
@@ -378,6 +380,7 @@ class _Layers(_Recurrent):
             results = self._run(call, x, h0, c0, tensors)
             if isinstance(results, str):
                 return results
+        output: Any
         output, h_n, *more = results
         if sizes is not None:
             output = PackedSequence(output, sizes, input.sorted_indices, input.unsorted_indices)
@@ -385,7 +388,7 @@ class _Layers(_Recurrent):
             return output, h_n
         if not call.return_states:
             return output, (h_n, more[0])
-        c = more[1]
+        c: Any = more[1]
         if sizes is not None:
             c = PackedSequence(c, sizes, input.sorted_indices, input.unsorted_indices)
         return output, (h_n, more[0]), c
@@ -491,7 +494,8 @@ class _Cells(_Recurrent):
         shape = x.shape
         if len(shape) not in (1, 2) or shape[-1] != self.input_size or (not traced and not x.numel()):
             return f"input of shape {tuple(shape)}"
-        h0 = c0 = None
+        h0: Any = None
+        c0: Any = None
         if hx is not None:
             if cell.has_c:
                 if not isinstance(hx, (tuple, list)) or len(hx) != 2:

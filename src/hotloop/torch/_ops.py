@@ -72,8 +72,10 @@ def _forward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tens
 
 def _backward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
     call = _call(weights, given)
-    *grads, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
-    results = call.backward(*grads, x, h0, c0, call.weights(weights), output, c, saved, wanted)
+    grad_output, grad_h_n, grad_c_n, grad_c, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
+    results = call.backward(
+        grad_output, grad_h_n, grad_c_n, grad_c, x, h0, c0, call.weights(weights), output, c, saved, wanted
+    )
     of_x, of_h0, of_c0, *of_weights = (_or_empty(result, x) for result in results)
     return of_x, of_h0, of_c0, of_weights
 
@@ -129,7 +131,9 @@ def _sizes(call: Call, x: Tensor) -> tuple[Any, Any]:
         return x.shape[0], call.batch_size
     if call.layout == "batch_first":
         return x.shape[1], x.shape[0]
-    return {"time_major": x.shape[:2], "unbatched": (x.shape[0], 1), "step": (1, x.shape[0])}[call.layout]
+    if call.layout == "time_major":
+        return x.shape[0], x.shape[1]
+    return (x.shape[0], 1) if call.layout == "unbatched" else (1, x.shape[0])
 
 
 def _states(call: Call, batch_size: Any) -> tuple[Any, ...]:
@@ -246,8 +250,8 @@ class Recurrence(torch.autograd.Function):
             of_x, of_h0, of_c0, of_weights = torch.ops.hotloop.backward(
                 x, h0, c0, weights, *arguments(call), *upstream, _or_empty(output, x), _or_empty(c, x), saved, wanted
             )
-            results = of_x, of_h0, of_c0, *of_weights
-            return None, None, None, *(grad if flag else None for grad, flag in zip(results, wanted, strict=True))
+            every = of_x, of_h0, of_c0, *of_weights
+            return None, None, None, *(grad if flag else None for grad, flag in zip(every, wanted, strict=True))
         if ctx.sizes is not None:
             results = _single.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
         else:

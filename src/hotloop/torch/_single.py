@@ -99,7 +99,7 @@ def backward(
     """As `Call.backward`."""
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
-    grads = [None if grad is None else grad.contiguous() for grad in upstream[:3]]
+    grads = [None if grad is None else grad.resolve_neg().contiguous() for grad in upstream[:3]]
     states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
     grad_x = _memory.empty(tuple(x.shape), dtype) if wanted[0] else None
     grad_h0 = np.empty(states, dtype)
@@ -108,7 +108,8 @@ def backward(
         np.empty(array.shape, dtype) if flag and array is not None else None
         for array, flag in zip(weights[4:], wanted[3:] if call.bias else (*wanted[3:], False, False), strict=True)
     ]
-    if seq_len * batch_size >= MANY_ROWS or not kept.short.backward(
+    short = kept.short  # absent where another backend has been chosen since
+    if short is None or seq_len * batch_size >= MANY_ROWS or not short.backward(
         seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output.data_ptr(),
         saved[0].data_ptr() if cell.saved else 0, saved[1].data_ptr() if cell.has_c else 0,
         (_address(grads[0]), _address(grads[1]), _address(grads[2])), grad_x, of_weights, grad_h0, grad_c0,
@@ -121,8 +122,9 @@ def backward(
         c = to_array(saved[1]) if cell.has_c else None
         args = _forward(kept, None, sizes, x, h0, c0, to_array(output), grad_h0, grad_c0, gates, c)
         back = Backward(
-            args, *arrays,
-            None if grad_x is None else grad_x.reshape(seq_len, batch_size, -1), *of_weights,
+            args, arrays[0], arrays[1], arrays[2],
+            None if grad_x is None else grad_x.reshape(seq_len, batch_size, -1),
+            of_weights[0], of_weights[1], of_weights[2], of_weights[3],
             grad_h0.reshape(batch_size, hidden_size),
             None if grad_c0 is None else grad_c0.reshape(batch_size, hidden_size),
         )  # fmt: skip
