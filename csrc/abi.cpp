@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "dispatch.h"
+#include "hash.h"
 #include "hotloop.h"
 #include "schedule.h"
 #include "threads.h"
@@ -368,6 +369,15 @@ int32_t hotloop_pack(const hotloop_forward_args* args, void* packed, int64_t byt
   const KernelTable* const table = hotloop::active_table();
   *static_cast<PackedHeader*>(packed) = {table, args->cell, args->dtype, args->input_size, args->hidden_size};
   kernels_of(*table, *args).pack(*args, static_cast<char*>(packed) + hotloop::kPackedHeaderBytes);
+  return HOTLOOP_OK;
+}
+
+int32_t hotloop_hash(const void* const* arrays, const int64_t* bytes, int64_t count, uint64_t seed, uint64_t* result) {
+  if (count < 0 || result == nullptr || missing(arrays, count) || missing(bytes, count)) return HOTLOOP_BAD_ARGUMENT;
+  for (int64_t i = 0; i < count; ++i) {
+    if (bytes[i] < 0 || missing(arrays[i], bytes[i])) return HOTLOOP_BAD_ARGUMENT;
+  }
+  hotloop::hash(arrays, bytes, count, seed, result);
   return HOTLOOP_OK;
 }
 

@@ -133,6 +133,10 @@ int32_t hotloop_backward_flat(
 int64_t hotloop_packed_bytes(const hotloop_forward_args *args);
 int32_t hotloop_pack(const hotloop_forward_args *args, void *packed, int64_t packed_bytes);
 
+/* Whether the bytes of some arrays are those they were: a hash of `count` arrays of so many bytes each, in two words. For
+   a random seed arrays of the same sizes that differ have the same hash with a probability of 2^-63 at most. */
+int32_t hotloop_hash(const void *const *arrays, const int64_t *bytes, int64_t count, uint64_t seed, uint64_t *result);
+
 /* The instruction set in use, chosen at first use: the best the processor has, or what HOTLOOP_ISA names. NULL if that
    is unknown. hotloop_isa_at counts through the ones this processor can run, best first, and ends with NULL. */
 const char *hotloop_isa(void);
