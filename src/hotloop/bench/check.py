@@ -172,8 +172,8 @@ def reference(problem: Problem) -> dict[str, Array]:
     )
     answer = run_ours(problem, wide, None, threads=1)
     # To a module of torch, x is data: no gradient of it is asked for.
-    left_out = ("x",) if problem.module else ()
-    left_out += STATES if steps < problem.seq_len else ()
+    left_out = {"x"} if problem.module else set()
+    left_out |= set(STATES) if steps < problem.seq_len else set()
     return {name: array for name, array in answer.items() if name not in left_out}
 
 

@@ -169,7 +169,7 @@ def _modules(cases: Sequence[results.Case]) -> str:
         found = results.swap(case)
         below = found is not None and found.below_goal
         lines.append(((_label(results.problem_of(case)), *results.swap_cells(case)), below))
-    title, note = escape(results.SWAP_TITLE.capitalize()), escape(results.SWAP_MEANING)
+    title, note = escape(results.SWAP_TITLE), escape(results.SWAP_MEANING)
     return (
         f'<h2 id="modules">Drop-in modules</h2>\n<p>{title}. {note} Shaded: less than the project\'s own goal.</p>\n'
         + _table(results.SWAP_COLUMNS, lines)
@@ -450,7 +450,7 @@ METHOD = """Every library runs in processes of its own, one for each number of t
 take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
 bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
 weights prepared beforehand; training is forward and backward with all gradients, of a module of torch the update too:
-there the answer that is compared is what a step of SGD did to the parameters. Floating-point operations are those of the
-matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training; padding does
-not count. The roof is what the machine's peak and bandwidths allow, measured in the same run; that of several layers
-and directions is the sum of theirs."""
+there the answer that is compared is what a step of SGD did to the parameters. Floating-point operations are those
+of the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training; padding
+does not count. The roof is what the machine's peak and bandwidths allow, measured in the same run; that of several
+layers and directions is the sum of theirs."""

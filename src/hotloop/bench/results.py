@@ -510,14 +510,12 @@ MEANINGS = {
 
 
 SWAP_COLUMNS = ("problem", "torch.nn", "swapped", "times as fast", "goal")
-SWAP_TITLE = (
-    "modules of torch.nn, stock and swapped by hotloop.torch.replace_modules, each at its best number of threads"
-)
+SWAP_TITLE = "torch.nn, stock and swapped by hotloop.torch.replace_modules"
 SWAP_MEANING = (
-    "Training is a whole step: forward, backward to the parameters from a given gradient of the output, and the update by "
-    "plain SGD; x is data. Packed: sequences of 1 to T steps, packed before the layer and padded after it inside the "
-    "timed step. Cell: one step from a given state, under torch.no_grad. 1t: on one thread, 2t: on two. The ratio is "
-    "the median of the ratios of interleaved rounds (95 % bootstrap interval)."
+    "Each at its best number of threads; 1t: one thread, 2t: two. Training is a whole step: forward, backward to the "
+    "parameters from a given gradient of the output, and the update by plain SGD; x is data. Packed: sequences of 1 to "
+    "T steps, packed before the layer and padded after it inside the timed step. Cell: one step from a given state, "
+    "under torch.no_grad. The ratio is the median of the ratios of interleaved rounds (95 % bootstrap interval)."
 )
 
 
