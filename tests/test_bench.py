@@ -442,7 +442,7 @@ def test_what_is_computed_is_what_training_keeps(cell):
                 array = getattr(recurrence, name)
                 kept[name] += 0 if array is None else array.nbytes
     kept["output"] = output.nbytes
-    kept["between layers"] = sum(array.nbytes for array in stack.outputs[:-1])
+    kept["between layers"] = sum(upper[0].x.nbytes for upper in stack.recurrences[1:])
     found = memory.grows(problem)
     assert tuple(found) == memory.NAMES
     assert {name: found[name] for name in memory.KEPT} == kept
