@@ -164,6 +164,29 @@ def test_the_grid_is_what_speed_is_judged_on():
     assert max(lengths) <= 1024
 
 
+def test_torch_problems_and_their_goals_do_not_change():
+    assert {problem.name: problem.goal for problem in problems.TORCH} == {
+        "lstm-training-T512-B32-I256-H256-torch": 1.4,
+        "lstm-training-T1000-B32-I8-H64-torch": 2.7,
+        "lstm-training-T32-B64-I32-H128-torch": 1.3,
+        "gru-training-T512-B32-I256-H256-torch": 2.2,
+        "gru-training-T1000-B32-I8-H64-torch": 5,
+        "gru-training-T32-B64-I32-H128-torch": 3,
+        "gru-training-T1000-B1-I40-H128-torch": 14,
+        "gru-training-T100-B1-I8-H32-torch": 30,
+        "rnn-training-T1000-B32-I8-H64-torch": 4,
+        "lstm-training-T200-B32-I64-H128-packed-torch": 5,
+        "lstm-inference-T1-B32-I64-H128-cell": 1.5,
+        "gru-inference-T1-B32-I64-H128-cell": 1.5,
+    }
+    for problem in (*problems.TORCH, *problems.TORCH_SMOKE):
+        assert Problem.from_dict(json.loads(json.dumps(problem.as_dict()))) == problem
+    others = [problem for name, group in GROUPS.items() if not name.startswith("torch") for problem in group]
+    assert not any(problem.module or problem.goal for problem in others)
+    (shape,) = problems.select((), shapes=[(3, 2, 4, 5)], cells=["gru"], modes=["training"], module="layer")
+    assert shape.name == "gru-training-T3-B2-I4-H5-torch"
+
+
 def test_estimate_counts_who_takes_part():
     effort = rounds.Effort(min_rounds=2, max_seconds=50.0)
     inference = Problem("lstm", "inference", 6, 2, 5, 9)
@@ -175,6 +198,8 @@ def test_estimate_counts_who_takes_part():
     )
     assert first == second  # the bound counts, not the rounds
     assert rounds.estimate([inference] * 2, ["torch", "openvino"], [1, 2], effort) == (2 * least, 2 * most)
+    module = replace(SMALL, module="layer")
+    assert rounds.estimate([module], ["torch", "jax"], [1], effort) == rounds.estimate([module], ["torch"], [1], effort)
     assert rounds.estimate([SMALL], ["torch", "openvino"], [1], effort) == rounds.estimate(
         [SMALL], ["torch"], [1], effort
     )
@@ -417,7 +442,7 @@ def test_what_is_computed_is_what_training_keeps(cell):
                 array = getattr(recurrence, name)
                 kept[name] += 0 if array is None else array.nbytes
     kept["output"] = output.nbytes
-    kept["between layers"] = sum(array.nbytes for array in stack.outputs[:-1])
+    kept["between layers"] = sum(upper[0].x.nbytes for upper in stack.recurrences[1:])
     found = memory.grows(problem)
     assert tuple(found) == memory.NAMES
     assert {name: found[name] for name in memory.KEPT} == kept
@@ -653,6 +678,154 @@ def test_numpy_is_left_out_where_a_call_takes_seconds(tmp_path):
     assert "5 GF" in record["detail"]
 
 
+# Modules of torch
+
+needs_torch = pytest.mark.skipif(bool(missing_modules("torch")), reason="torch is not installed")
+
+
+def module_errors(problem, prepared):
+    """How far the answer of a prepared problem is from the specification."""
+    gradient = check.checked_grad_output(problem, check.make_inputs(problem))
+    return check.relative_errors(prepared.answer(gradient), check.reference(problem))
+
+
+@needs_torch
+@pytest.mark.usefixtures("numpy_backend")
+@pytest.mark.parametrize("name", peers.RUN_MODULES)
+@pytest.mark.parametrize("problem", problems.TORCH_SMOKE, ids=lambda problem: problem.name)
+def test_modules_are_checked_by_what_a_step_does(problem, name, monkeypatch):
+    import torch
+
+    import hotloop.torch
+
+    swapped, made = [], peers._torch_module
+    monkeypatch.setattr(peers, "_torch_module", lambda *args: swapped.append(made(*args)) or swapped[0])
+    inputs = check.make_inputs(problem)
+    prepared = CANDIDATES[name](torch.get_num_threads()).prepare(problem, inputs)
+    (module,) = swapped
+    assert isinstance(module, (hotloop.torch._modules._Recurrent, torch.nn.Module))
+    assert isinstance(module, hotloop.torch._modules._Recurrent) == (name == OURS)
+    errors = module_errors(problem, prepared)
+    assert "x" not in errors
+    assert len(errors) > (4 if problem.mode == "training" else 1)
+    assert max(errors.values()) < check.TOLERANCE[problem.dtype]
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    assert all(np.array_equal(a, b) for a, b in zip(before, inputs.parameters.values(), strict=True))
+    prepared.run()
+    moved = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
+    assert all(moved) == any(moved) == (problem.mode == "training")
+
+
+@needs_torch
+@pytest.mark.usefixtures("numpy_backend")
+@pytest.mark.parametrize("name", peers.RUN_MODULES)
+def test_a_step_without_its_update_is_wrong(name, monkeypatch):
+    import torch
+
+    problem = replace(SMALL, module="layer")
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_: None)
+    prepared = CANDIDATES[name](torch.get_num_threads()).prepare(problem, check.make_inputs(problem))
+    errors = module_errors(problem, prepared)
+    assert errors["output"] < 1e-5
+    assert min(error for key, error in errors.items() if key not in ("output", *check.STATES)) == 1
+
+
+@needs_torch
+@pytest.mark.usefixtures("numpy_backend")
+def test_modules_that_cannot_be_swapped_are_not_timed(monkeypatch):
+    import torch
+
+    import hotloop.torch
+
+    monkeypatch.setattr(hotloop.torch, "replace_modules", lambda module: hotloop.torch.Replaced(left={"": "why"}))
+    with pytest.raises(RuntimeError, match=r"replace_modules: left \(model\): why"):
+        CANDIDATES[OURS](torch.get_num_threads()).prepare(
+            replace(SMALL, module="layer"), check.make_inputs(replace(SMALL, module="layer"))
+        )
+    cell = replace(SMALL, module="cell")
+    with pytest.raises(peers.Unsupported, match="cells"):
+        CANDIDATES["torch"](torch.get_num_threads()).prepare(cell, check.make_inputs(cell))
+
+
+def test_other_libraries_run_no_modules(tmp_path):
+    workers = {(name, 1): Pretender(name, 1.0) for name in (OURS, "torch", "jax", "numba")}
+    for process in workers.values():
+        process.ask = lambda request: {"status": "ok"}
+    found = rounds.prepare(replace(SMALL, module="layer"), workers, tmp_path, FAST)
+    assert [record["status"] for record in found] == ["ok", "ok", "unsupported", "unsupported"]
+    assert found[2]["detail"] == "runs no modules of torch"
+
+
+def modules_record():
+    """Modules of torch: one that reaches its goal, one that misses it, one without a goal and one that was wrong."""
+
+    def case(problem, times, status="ok"):
+        timed = [
+            {"name": name, "threads": threads, "status": status if name == OURS else "ok", "detail": "", "errors": {},
+             "checked_steps": problem.seq_len, "rounds": [[seconds]] * 4 if name != OURS or status == "ok" else []}
+            for (name, threads), seconds in times.items()
+        ]  # fmt: skip
+        return {"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": None, "candidates": timed}
+
+    layer = Problem("gru", "training", 100, 32, 16, 64, module="layer", goal=3.0)
+    keys = [(OURS, 1), (OURS, 2), ("torch", 1), ("torch", 2)]
+    record = stored_record()
+    record["cases"] = [
+        case(layer, dict(zip(keys, (5e-3, 4e-3, 20e-3, 16e-3), strict=True))),
+        case(replace(layer, lengths="uniform", goal=5.0), dict(zip(keys, (5e-3, 4e-3, 8e-3, 16e-3), strict=True))),
+        case(Problem("lstm", "inference", 1, 32, 16, 64, module="cell"), {keys[0]: 10e-6, keys[2]: 25e-6}),
+        case(replace(layer, cell="rnn"), {keys[0]: 10e-6, keys[2]: 25e-6}, "wrong"),
+    ]
+    return record
+
+
+def test_modules_are_compared_at_their_best_threads():
+    record = modules_record()
+    found = results.swaps(record)
+    assert [(one.ratio.value, one.swapped["threads"], one.stock["threads"], one.below_goal) for one in found] == [
+        (4, 2, 2, False),
+        (2, 2, 1, True),
+        (2.5, 1, 1, False),
+    ]
+    assert [results.swap_cells(case) for case in record["cases"]] == [
+        ("16 ms 2t", "4 ms 2t", "4.00 (4.00-4.00)", "3"),
+        ("8 ms 1t", "4 ms 2t", "2.00 (2.00-2.00)", "5, missed"),
+        ("25 us 1t", "10 us 1t", "2.50 (2.50-2.50)", "-"),
+        ("25 us 1t", "-", "-", "3"),
+    ]
+    text = "2.71 times as fast, geometric mean of 3 problems; 1 of 2 below the project's own goal:\n"
+    text += "gru-training-T100-B32-I16-H64-packed-torch 2.00 (2.00-2.00), goal 5"
+    assert results.summary(record) == [("hotloop.torch over torch.nn", text)]
+    assert results.judged(record) == []
+    record["cases"] = record["cases"][2:3]
+    (line,) = results.summary(record)
+    assert line[1] == "2.50 times as fast, lstm-inference-T1-B32-I16-H64-cell"
+
+
+def test_modules_are_in_table_and_report(capsys):
+    from hotloop.bench.table import print_results
+
+    record = json.loads(json.dumps(modules_record()))
+    page = report.render(record)
+    print_results(record, Console(width=200), show_roof=True)
+    text = capsys.readouterr().out
+    for figures in (page, text):
+        for figure in ("replace_modules", "16 ms 2t", "4.00 (4.00-4.00)", "5, missed", "Training is a whole step"):
+            assert figure in figures, figure
+    assert "best over best" not in text  # a table of their own
+    assert "no probes" not in text
+    assert '<h2 id="modules">' in page
+    assert page.count("class=behind") >= 1
+    for tile in ("GRU, torch training<b>", "LSTM, torch cell, inference<b>"):
+        assert tile in page
+    record["cases"] += stored_record()["cases"]
+    print_results(record, Console(width=200))
+    text = capsys.readouterr().out
+    assert text.index("times as fast") < text.index("best over best")
+    assert text.count("gru-training-T100-B32-I16-H64-torch") == 1
+    assert 'id="modules"' not in report.render(stored_record())
+
+
 # Whole runs
 
 
@@ -729,6 +902,22 @@ def test_every_installed_peer_gives_the_right_answer(tmp_path, capsys):
         assert case["problem"]["name"] in printed
     assert set(record["environment"]["versions"]) == {OURS, *installed}
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@needs_torch
+def test_modules_of_torch_from_the_command(tmp_path, capsys):
+    status = cli.main(["bench", "--torch", "--smoke", "--threads", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert status == 0
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert [case["problem"]["name"] for case in record["cases"]] == [problem.name for problem in problems.TORCH_SMOKE]
+    for case in record["cases"]:
+        assert [(c["name"], c["status"], len(c["rounds"])) for c in case["candidates"]] == [
+            (OURS, "ok", 2),
+            ("torch", "ok", 2),
+        ]
+        assert case["problem"]["name"] in printed
+    assert 'id="modules"' in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # The table and the report
@@ -941,8 +1130,9 @@ def test_records_that_were_kept_can_still_be_read(path):
     for case in record["cases"]:
         problem = results.problem_of(case)
         assert (problem.name, problem.flops) == (case["problem"]["name"], case["flops"])
-        assert all(row.of_roof is not None for row in results.rows(case))
-    assert results.summary(record)[0][0].endswith("the best peer")
+        assert all(row.of_roof is not None or problem.module for row in results.rows(case))
+    whats = [what for what, _ in results.summary(record)]
+    assert whats[0].endswith("the best peer") or whats == ["hotloop.torch over torch.nn"]
     assert report.render(record)
 
 
@@ -1080,9 +1270,22 @@ def test_bench_without_its_extra_names_it(monkeypatch, capsys):
     assert 'pip install ".[bench]"' in error
 
 
+@pytest.mark.parametrize("arguments", [["--torch"], ["--torch", "--quick"], ["--problems", "torch"]])
+def test_modules_of_torch_without_torch(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "missing_modules", lambda peer: [peer] if peer == "torch" else [])
+    assert cli.main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hotloop bench --torch needs torch: ")
+    assert 'pip install ".[torch]"' in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--torch", "--problems", "grid"], "argument --torch: not allowed with argument --problems"),
+        (["--torch", "--peers", "jax"], "argument --torch: not allowed with argument --peers"),
+        (["--torch", "--memory"], "argument --torch: not allowed with argument --memory"),
+        (["--torch", "--cells", "rnn", "--modes", "inference"], "no problem of these groups"),
         (["--shape", "1,2,3"], "expected four integers T,B,I,H, got '1,2,3'"),
         (["--shape", "1,2,3,0"], "expected integers >= 1"),
         (["--problems", "all"], "headline"),

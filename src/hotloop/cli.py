@@ -109,11 +109,16 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--shape", action="append", type=_shape, metavar="T,B,I,H", help="these shapes in place of a group; repeatable"
     )
+    parser.add_argument(
+        "--torch", action="store_true",
+        help="time whole training steps (forward, backward, plain SGD) of modules of torch.nn against the same modules "
+        "swapped by hotloop.torch.replace_modules, and cells under no_grad; with --quick and --shape too",
+    )  # fmt: skip
     parser.add_argument("--cells", nargs="+", choices=CELL_NAMES, default=CELL_NAMES, help="default: all")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: both")
     parser.add_argument("--threads", nargs="+", type=_threads, metavar="N",
                         help=f"default: {' '.join(map(str, counts))}; with --smoke: 1")  # fmt: skip
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="PEER",
+    parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER",
                         help=f"default: all of {', '.join(PEERS)} that are installed; {' and '.join(BACKENDS)} are "
                         f"hotloop's own backends, shown as {' and '.join(map(label, BACKENDS))}")  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="in place of each problem's own")
@@ -159,7 +164,7 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
             file=sys.stderr,
         )
         return 2
-    from .bench.peers import missing_modules
+    from .bench.peers import PEERS, missing_modules
     from .bench.problems import DEFAULT_GROUPS, select
     from .bench.processes import WorkerError
     from .bench.report import write_report
@@ -169,11 +174,24 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     from .bench.table import print_results
 
     groups = ["quick"] if options.quick else ["smoke"] if options.smoke else options.problems or DEFAULT_GROUPS
+    peers = PEERS if options.peers is None else options.peers
+    if options.torch:
+        for name in ("problems", "peers", "memory", "roof"):
+            if getattr(options, name) not in (None, False):
+                parser.error(f"argument --torch: not allowed with argument --{name}")
+        groups, peers = ["torch-smoke" if options.smoke else "torch"], ["torch"]
     problems = select(
-        groups, shapes=options.shape or (), cells=options.cells, modes=options.modes, dtype=options.dtype
+        groups, shapes=options.shape or (), cells=options.cells, modes=options.modes, dtype=options.dtype,
+        module="layer" if options.torch else "",
     )  # fmt: skip
     if not problems:
         parser.error("no problem of these groups has that cell and mode")
+    if any(problem.module for problem in problems) and missing_modules("torch"):
+        print(
+            'hotloop bench --torch needs torch: install the extra "torch", as `pip install ".[torch]"` in a clone',
+            file=sys.stderr,
+        )
+        return 2
     threads = sorted(set(options.threads or ([1] if options.smoke else options.counts)))
     if why := _why_not_writable(options.out):
         parser.exit(2, f"hotloop bench: error: argument --out: cannot write to {options.out}: {why}\n")
@@ -185,8 +203,8 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     if options.seconds_per_case is not None:
         bound = options.seconds_per_case
         effort = replace(effort, max_seconds=bound, most_seconds=bound)
-    settings = Settings(options.peers, threads, options.isa, effort, total, options.memory)
-    installed = [peer for peer in options.peers if not missing_modules(peer)]
+    settings = Settings(peers, threads, options.isa, effort, total, options.memory)
+    installed = [peer for peer in peers if not missing_modules(peer)]
     least, most = (seconds / 60 for seconds in estimate(problems, installed, threads, effort))
     if total is None and most >= 1:
         print(f"{len(problems)} problems: some {least:.0f} to {most:.0f} minutes (--seconds-per-case bounds them)",

@@ -29,6 +29,11 @@ _RESET_PEAK = "5"
 _DISABLE_HUGE_PAGES = 41  # of prctl: a page of 2 MiB counts whole, wherever one byte of it was touched
 
 
+def is_measured(problem: Problem) -> bool:
+    """Return whether the memory of this problem is of interest: dense training of our own layers."""
+    return problem.mode == "training" and problem.is_judged and problem.is_dense and not problem.module
+
+
 def grows(problem: Problem) -> dict[str, int]:
     """Compute the bytes of all that a training step holds and that grows with T.
 

@@ -49,6 +49,7 @@ def render(record: Mapping[str, Any]) -> str:
     about = record["environment"]["hotloop"]
     sections = [
         _summary(record),
+        _modules(results.modules(record)),
         _plots(cases),
         '<h2 id="cases">All cases</h2>',
         _case_table(cases),
@@ -126,11 +127,11 @@ def _summary(record: Mapping[str, Any]) -> str:
     busy = results.busy(record)
     note = f'<p class="busy">{escape(busy)}</p>\n' if busy else ""
     tiles = []
-    for cell, mode in _kinds(record["cases"]):
+    for kind in _kinds(record["cases"]):
         ratios = [
             row.overall.value
             for case in record["cases"]
-            if (case["problem"]["cell"], case["problem"]["mode"]) == (cell, mode)
+            if _kind(case) == kind
             for row in results.rows(case)
             if row.overall is not None and row.problem.is_judged
         ]
@@ -139,7 +140,7 @@ def _summary(record: Mapping[str, Any]) -> str:
             span = f"{low}x" if len(ratios) == 1 else f"{low} to {high}x"
             led = sum(ratio >= 1 for ratio in ratios)
             problems = f"{led} of {len(ratios)} problem{'s' if len(ratios) > 1 else ''}"
-            tiles.append(f"<div>{LABELS[cell]}, {mode}<b>{span}</b>ahead on {problems}</div>")
+            tiles.append(f"<div>{kind}<b>{span}</b>ahead on {problems}</div>")
     if not tiles:
         return f"{SUMMARY}<p>No peer was measured.</p>\n{note}{_list(results.summary(record), 'summary')}"
     return (
@@ -149,8 +150,30 @@ def _summary(record: Mapping[str, Any]) -> str:
     )
 
 
-def _kinds(cases: Sequence[results.Case]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((case["problem"]["cell"], case["problem"]["mode"]) for case in cases))
+def _kind(case: results.Case) -> str:
+    problem = results.problem_of(case)
+    where = {"": "", "layer": "torch ", "cell": "torch cell, "}[problem.module]
+    return f"{LABELS[problem.cell]}, {where}{problem.mode}"
+
+
+def _kinds(cases: Sequence[results.Case]) -> list[str]:
+    return list(dict.fromkeys(map(_kind, cases)))
+
+
+def _modules(cases: Sequence[results.Case]) -> str:
+    """Modules of torch, stock and swapped; nothing where there are none."""
+    if not cases:
+        return ""
+    lines = []
+    for case in cases:
+        found = results.swap(case)
+        below = found is not None and found.below_goal
+        lines.append(((_label(results.problem_of(case)), *results.swap_cells(case)), below))
+    title, note = escape(results.SWAP_TITLE), escape(results.SWAP_MEANING)
+    return (
+        f'<h2 id="modules">Drop-in modules</h2>\n<p>{title}. {note} Shaded: less than the project\'s own goal.</p>\n'
+        + _table(results.SWAP_COLUMNS, lines)
+    )
 
 
 def _plots(cases: Sequence[results.Case]) -> str:
@@ -426,7 +449,8 @@ def _environment(record: Mapping[str, Any]) -> str:
 METHOD = """Every library runs in processes of its own, one for each number of threads; all but one are stopped. They
 take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
 bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
-weights prepared beforehand; training is forward and backward with all gradients. Floating-point operations are those of
-the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training; padding does
-not count. The roof is what the machine's peak and bandwidths allow, measured in the same run; that of several layers
-and directions is the sum of theirs."""
+weights prepared beforehand; training is forward and backward with all gradients, of a module of torch the update too:
+there the answer that is compared is what a step of SGD did to the parameters. Floating-point operations are those
+of the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training; padding
+does not count. The roof is what the machine's peak and bandwidths allow, measured in the same run; that of several
+layers and directions is the sum of theirs."""

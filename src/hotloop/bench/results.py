@@ -138,8 +138,8 @@ class Comparison:
 
 
 def judged(record: Mapping[str, Any]) -> list[Case]:
-    """List the cases on which being slower counts."""
-    return [case for case in record["cases"] if problem_of(case).is_judged]
+    """List the cases on which being slower counts; modules of torch have goals of their own, see `swaps`."""
+    return [case for case in record["cases"] if (p := problem_of(case)).is_judged and not p.module]
 
 
 def compare(cases: Sequence[Case], names: Sequence[str] | None = None) -> list[Comparison]:
@@ -155,6 +155,43 @@ def compare(cases: Sequence[Case], names: Sequence[str] | None = None) -> list[C
 def behind(record: Mapping[str, Any]) -> list[Comparison]:
     """List the judged problems on which the best peer is faster, worst first."""
     return [one for one in compare(judged(record)) if one.ratio.value < 1]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A module of torch, stock and swapped, each at its best number of threads."""
+
+    problem: Problem
+    stock: CandidateRecord
+    swapped: CandidateRecord
+    ratio: stats.Interval
+
+    @property
+    def below_goal(self) -> bool:
+        """Whether the project wants more of it."""
+        return self.ratio.value < self.problem.goal
+
+    def __str__(self) -> str:
+        """Name and ratio."""
+        return f"{self.problem.name} {format_interval(self.ratio)}"
+
+
+def modules(record: Mapping[str, Any]) -> list[Case]:
+    """List the cases that are modules of torch."""
+    return [case for case in record["cases"] if problem_of(case).module]
+
+
+def swap(case: Case) -> Swap | None:
+    """Compare the two modules of a case; None where one of them has no time."""
+    us, torch = ours(case), best_peer(case, names=("torch",))
+    if us is None or torch is None:
+        return None
+    return Swap(problem_of(case), torch, us, stats.speedup(us["rounds"], torch["rounds"]))
+
+
+def swaps(record: Mapping[str, Any]) -> list[Swap]:
+    """List the modules of torch that were timed both ways."""
+    return [found for case in modules(record) if (found := swap(case)) is not None]
 
 
 @dataclass(frozen=True)
@@ -223,7 +260,7 @@ class MemoryRow:
 def memory_rows(case: Case) -> list[MemoryRow]:
     """Compute what a dense training case holds: at its own length, and where it was measured at the others too."""
     problem = problem_of(case)
-    if problem.mode != "training" or not problem.is_dense:
+    if problem.mode != "training" or not problem.is_dense or problem.module:
         return []
     runs = {run["seq_len"]: run for run in case.get("memory", {}).get("runs", [])}
     rows = []
@@ -268,6 +305,8 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         if max(share.values.values()) > 1:
             text += "; one is over 100 %: its probe was too slow"
         lines.append((f"of the roof, {name}", text))
+    if compared := swaps(record):
+        lines.append(("hotloop.torch over torch.nn", _swap_figures(compared)))
     measured = [rows for rows in map(memory_rows, record["cases"]) if len(rows) > 1]
     if measured:
         text = max((_rise(rows) for rows in measured), key=lambda rise: rise[0])[1]
@@ -305,6 +344,19 @@ def _figures(share: Share, write: Callable[[float], str], middle: float, unit: s
         below = sum(value < share.bar for value in share.values.values())
         text += f"; {below} of {count} below the project's own goal of {write(share.bar)}"
     return text
+
+
+def _swap_figures(found: Sequence[Swap]) -> str:
+    """Write the mean, and the goals that are missed, worst first; without any of these the worst."""
+    worst = sorted(found, key=lambda one: one.ratio.value / (one.problem.goal or 1))
+    missed = [one for one in worst if one.below_goal]
+    text = f"{_geometric_mean([one.ratio.value for one in found]):.2f} times as fast, "
+    text += f"geometric mean of {_problems(len(found))}" if len(found) > 1 else str(found[0].problem.name)
+    goals = sum(one.problem.goal > 0 for one in found)
+    if not goals:
+        return f"{text}; the worst is {worst[0]}" if len(found) > 1 else text
+    text += f"; {len(missed)} of {goals} below the project's own goal{':' if missed else ''}"
+    return "\n".join((text, *(f"{one}, goal {one.problem.goal:g}" for one in missed)))
 
 
 def _rise(rows: Sequence[MemoryRow]) -> tuple[float, str]:
@@ -442,7 +494,8 @@ COLUMNS = (
 # What names and columns mean, for the terminal and the report.
 MEANINGS = {
     "problem": "T is the sequence length, B the batch, I the input size, H the hidden size; L2: two layers, bi: both "
-    "directions, float64: in place of float32; training is forward and backward with all gradients",
+    "directions, float64: in place of float32; training is forward and backward with all gradients; torch: a layer of "
+    "torch.nn, trained by whole steps, cell: a cell of torch.nn",
     "best peer": "the fastest of the other libraries at the same number of threads; 1t: on one thread, 2t: on two",
     "speed-up": "how many times as fast as the best peer hotloop is: the median of the ratios of interleaved rounds "
     "(95 % bootstrap interval)",
@@ -454,6 +507,27 @@ MEANINGS = {
     "of roof": "the least time that the machine's limits allow (its roof: peak and bandwidths, measured in the same "
     "run), on that many threads, over ours",
 }
+
+
+SWAP_COLUMNS = ("problem", "torch.nn", "swapped", "times as fast", "goal")
+SWAP_TITLE = "torch.nn, stock and swapped by hotloop.torch.replace_modules"
+SWAP_MEANING = (
+    "Each at its best number of threads; 1t: one thread, 2t: two. Training is a whole step: forward, backward to the "
+    "parameters from a given gradient of the output, and the update by plain SGD; x is data. Packed: sequences of 1 to "
+    "T steps, packed before the layer and padded after it inside the timed step. Cell: one step from a given state, "
+    "under torch.no_grad. The ratio is the median of the ratios of interleaved rounds (95 % bootstrap interval)."
+)
+
+
+def swap_cells(case: Case) -> tuple[str, ...]:
+    """Write what every table of modules shows of a case after its problem: the rest of `SWAP_COLUMNS`."""
+    found, goal = swap(case), problem_of(case).goal
+    times = ["-" if one is None else f"{format_seconds(seconds(one))} {one['threads']}t"
+             for one in (best_peer(case, names=("torch",)), ours(case))]  # fmt: skip
+    wanted = f"{goal:g}" if goal else "-"
+    if found is None:
+        return (*times, "-", wanted)
+    return (*times, format_interval(found.ratio), f"{wanted}, missed" if found.below_goal else wanted)
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -164,7 +164,7 @@ def run(
                     effort,
                     partial(_report_round, progress, done, problem.name),
                 )
-                if settings.memory and problem.mode == "training" and problem.is_judged and problem.is_dense:
+                if settings.memory and memory.is_measured(problem):
                     progress(done, f"{problem.name}: memory")
                     case["memory"] = _measure_memory(problem, settings)
                 record["cases"].append(case)
@@ -188,7 +188,10 @@ def _report_round(progress: Callable[[int, str], None], done: int, name: str, nu
 
 
 def new_case(problem: Problem, pool: Pool) -> dict[str, Any]:
-    """Make a case in which nothing is measured yet; `probes` is None where there can be no roof."""
+    """Make a case in which nothing is measured yet; `probes` is None where there can be no roof.
+
+    There is none for modules of torch: part of their time is torch's.
+    """
     variant, backend = "", ""
     for (name, _), worker in pool.workers.items():
         if name == OURS and isinstance(worker, WorkerProcess):
@@ -197,7 +200,7 @@ def new_case(problem: Problem, pool: Pool) -> dict[str, Any]:
         "problem": problem.as_dict(),
         "flops": problem.flops,
         "lanes": vector_lanes(variant, problem.dtype),
-        "probes": {} if backend == "native" else None,
+        "probes": {} if backend == "native" and not problem.module else None,
         "candidates": [],
     }
 

@@ -25,16 +25,11 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         highlight=False,
         markup=False,
     )
-    # In a narrow terminal some columns are left out and the rest may wrap: no figure is ever cut short.
-    shown: Sequence[str] = results.COLUMNS
-    table = _case_table(record, shown)
-    if _width(table, console) > console.width:
-        shown = [name for name in shown if name not in LEFT_OUT_WHERE_NARROW]
-        table = _case_table(record, shown)
-    _print_whole(table, console, _width(table, console))
-    for name in shown:
-        if name in results.MEANINGS:
-            console.print(f"{name}: {results.MEANINGS[name]}", style="dim", highlight=False, markup=False)
+    modules = results.modules(record)
+    if modules:
+        _print_modules(modules, console)
+    if len(modules) < len(record["cases"]):
+        _print_cases(record, console)
     if show_roof:
         _print_roof(record, console)
     if any("memory" in case for case in record["cases"]):
@@ -46,6 +41,29 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
 
 
+def _print_modules(cases: Sequence[results.Case], console: Console) -> None:
+    table = Table(title=results.SWAP_TITLE, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in results.SWAP_COLUMNS:
+        table.add_column(name, justify="left" if name == "problem" else "right", no_wrap=True)
+    for case in cases:
+        table.add_row(case["problem"]["name"], *results.swap_cells(case))
+    _print_whole(table, console, _width(table, console))
+    console.print(results.SWAP_MEANING, style="dim", highlight=False, markup=False)
+
+
+def _print_cases(record: Mapping[str, Any], console: Console) -> None:
+    # In a narrow terminal some columns are left out and the rest may wrap: no figure is ever cut short.
+    shown: Sequence[str] = results.COLUMNS
+    table = _case_table(record, shown)
+    if _width(table, console) > console.width:
+        shown = [name for name in shown if name not in LEFT_OUT_WHERE_NARROW]
+        table = _case_table(record, shown)
+    _print_whole(table, console, _width(table, console))
+    for name in shown:
+        if name in results.MEANINGS:
+            console.print(f"{name}: {results.MEANINGS[name]}", style="dim", highlight=False, markup=False)
+
+
 def _case_table(record: Mapping[str, Any], shown: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in shown:
@@ -55,6 +73,8 @@ def _case_table(record: Mapping[str, Any], shown: Sequence[str]) -> Table:
         table.add_row(*(cell for name, cell in zip(results.COLUMNS, cells, strict=True) if name in shown))
 
     for case in record["cases"]:
+        if results.problem_of(case).module:
+            continue  # in a table of their own
         lines = list(results.rows(case))
         if not lines:
             add_row(case["problem"]["name"], *["-"] * (len(results.COLUMNS) - 1))
@@ -83,6 +103,8 @@ def _print_roof(record: Mapping[str, Any], console: Console) -> None:
     table.add_column("part")
     table.add_column("least time", justify="right", no_wrap=True)
     for case in record["cases"]:
+        if results.problem_of(case).module:
+            continue
         for row in results.rows(case):
             parts = results.roof_parts(case, row.threads)
             if parts is None:
