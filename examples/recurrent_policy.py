@@ -28,9 +28,9 @@ class Settings:
     mazes: int = 32  # side by side
     steps: int = 128  # of every maze between two updates of the policy
     rollouts: int = 60
-    passes: int = 4  # over a rollout
-    hidden: int = 64
-    learning_rate: float = 3e-3
+    passes: int = 8  # over a rollout
+    hidden: int = 32
+    learning_rate: float = 1e-2
     max_norm: float = 0.5
     discount: float = 0.98
     trace: float = 0.95  # lambda of generalised advantage estimation
@@ -196,10 +196,10 @@ def train(library: str, settings: Settings, seed: int) -> Learner:
     return learner
 
 
-def compare(settings: Settings, seed: int, rollouts: int = 5) -> float:
+def compare(settings: Settings, seed: int, losses: int = 20) -> float:
     """Return the largest relative difference between torch's first losses and hotloop's, in float64."""
-    exact = replace(settings, dtype=torch.float64, rollouts=rollouts)
-    theirs, ours = (train(library, exact, seed).losses for library in LIBRARIES)
+    exact = replace(settings, dtype=torch.float64, rollouts=-(-losses // settings.passes))
+    theirs, ours = (train(library, exact, seed).losses[:losses] for library in LIBRARIES)
     return max(abs(a - b) / abs(a) for a, b in zip(theirs, ours, strict=True))
 
 
