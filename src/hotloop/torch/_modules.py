@@ -104,7 +104,7 @@ class _Recurrent(_Base):
         for tensor, shape in zip(tensors, self._expected(), strict=True):
             if reason := _unfit("a weight", tensor, dtype, traced):
                 return reason
-            if tensor.is_neg():
+            if not traced and tensor.is_neg():
                 return "a weight that is a negated view"
             if tuple(tensor.shape) != shape:
                 return f"a weight of shape {tuple(tensor.shape)}"
