@@ -152,7 +152,7 @@ def test_compile_what_is_torchs():
         assert call(x).dtype == theirs(x)[0].dtype
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", [pytest.param("before", marks=pytest.mark.long), "after"])
 def test_dynamo_may_be_loaded_before_or_after(order, run_python):
     lines = ["import torch", "import hotloop.torch", "import torch._dynamo"]
     lines = [lines[0], *lines[:0:-1]] if order == "before" else lines

@@ -149,11 +149,18 @@ def op_arguments(kind, ways, training, requires_grad):
 
 
 WAYS = ["dense", "batch_first", "unbatched", "packed", "step", "lengths, resets", "dropout"]
+COVERING = ("batch_first", "packed", "lengths, resets")  # of the LSTM; the others of the RNN
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-@pytest.mark.parametrize("ways", WAYS)
-@pytest.mark.parametrize("kind", ["LSTM", "RNN_TANH"])
+@pytest.mark.parametrize(
+    ("kind", "ways"),
+    [
+        pytest.param(kind, ways, marks=[pytest.mark.long] * ((kind == "LSTM") != (ways in COVERING)))
+        for kind in ("LSTM", "RNN_TANH")
+        for ways in WAYS
+    ],
+)
 def test_opcheck(kind, ways):
     """All of torch's checks of an op: its schema, its fake kernel, its autograd, with dynamic shapes too."""
     every = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static",
