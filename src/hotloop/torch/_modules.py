@@ -395,19 +395,74 @@ class _Layers(_Recurrent):
 
 
 class LSTM(_Layers, torch.nn.LSTM):
-    """torch.nn.LSTM on the kernels."""
+    """torch.nn.LSTM on hotloop's kernels: the same constructor, parameters, results and errors.
+
+    A call of dense float32 or float64 tensors on the CPU runs on the kernels, forward and backward. Any other is run by
+    torch.nn.LSTM itself. `forward` says what the kernels add: `lengths`, `resets`, `return_states` and `threads`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        As in torch.nn.LSTM. With a projection (`proj_size`) every call is torch's. Dropout draws its seed from torch's
+        generator, so torch.manual_seed decides what is dropped; but it is not what torch.nn.LSTM would drop.
+
+    Raises
+    ------
+    TypeError, ValueError
+        torch's.
+
+    Examples
+    --------
+    >>> import torch, hotloop.torch
+    >>> layer = hotloop.torch.LSTM(40, 32, num_layers=2, bidirectional=True)
+    >>> layer
+    LSTM(40, 32, num_layers=2, bidirectional=True)
+    >>> x = torch.ones(100, 3, 40, requires_grad=True)  # (seq_len, batch_size, input_size)
+    >>> output, (h_n, c_n) = layer(x)
+    >>> output.shape, h_n.shape
+    (torch.Size([100, 3, 64]), torch.Size([4, 3, 32]))
+    >>> output.sum().backward()
+    >>> layer.weight_hh_l1_reverse.grad.shape
+    torch.Size([128, 32])
+    >>> output, (h_n, c_n), c = layer(x, lengths=[100, 7, 0], return_states=True)
+    >>> bool((output[7:, 1] == 0).all()), c.shape
+    (True, torch.Size([100, 3, 64]))
+    """
 
     _torch = torch.nn.LSTM
 
 
 class GRU(_Layers, torch.nn.GRU):
-    """torch.nn.GRU on the kernels."""
+    """torch.nn.GRU on hotloop's kernels: the same constructor, parameters, results and errors. As `LSTM`.
+
+    Examples
+    --------
+    >>> import torch, hotloop.torch
+    >>> layer = hotloop.torch.GRU(8, 16, batch_first=True)
+    >>> sequences = [torch.ones(5, 8), torch.ones(3, 8), torch.ones(7, 8)]
+    >>> packed = torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+    >>> output, h_n = layer(packed)
+    >>> type(output).__name__, output.data.shape, h_n.shape
+    ('PackedSequence', torch.Size([15, 16]), torch.Size([1, 3, 16]))
+    """
 
     _torch = torch.nn.GRU
 
 
 class RNN(_Layers, torch.nn.RNN):
-    """torch.nn.RNN on the kernels."""
+    """torch.nn.RNN on hotloop's kernels: the same constructor, parameters, results and errors. As `LSTM`.
+
+    Examples
+    --------
+    >>> import torch, hotloop.torch
+    >>> layer = hotloop.torch.RNN(8, 16, nonlinearity="relu")
+    >>> resets = torch.zeros(5, 3, dtype=torch.bool)
+    >>> resets[2, 1] = True  # there an episode begins
+    >>> x = torch.ones(5, 3, 8)
+    >>> output, h_n = layer(x, resets=resets)
+    >>> torch.equal(output[2, 1], output[0, 1])
+    True
+    """
 
     _torch = torch.nn.RNN
 
@@ -523,7 +578,15 @@ class _Cells(_Recurrent):
 
 
 class RNNCell(_Cells, torch.nn.RNNCell):
-    """torch.nn.RNNCell on the kernels."""
+    """torch.nn.RNNCell on hotloop's kernels: the same constructor, parameters, results and errors. As `LSTMCell`.
+
+    Examples
+    --------
+    >>> import torch, hotloop.torch
+    >>> cell = hotloop.torch.RNNCell(8, 16)
+    >>> cell(torch.ones(3, 8)).shape
+    torch.Size([3, 16])
+    """
 
     _torch = torch.nn.RNNCell
 
@@ -532,7 +595,29 @@ class RNNCell(_Cells, torch.nn.RNNCell):
 
 
 class LSTMCell(_Cells, torch.nn.LSTMCell):
-    """torch.nn.LSTMCell on the kernels."""
+    """torch.nn.LSTMCell on hotloop's kernels: the same constructor, parameters, results and errors.
+
+    What is torch's to run is the same as for `LSTM`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, device, dtype
+        As in torch.nn.LSTMCell.
+
+    Raises
+    ------
+    TypeError, ValueError
+        torch's.
+
+    Examples
+    --------
+    >>> import torch, hotloop.torch
+    >>> cell = hotloop.torch.LSTMCell(8, 16)
+    >>> h, c = cell(torch.ones(3, 8))
+    >>> h, c = cell(torch.ones(3, 8), (h, c))
+    >>> h.shape, c.shape
+    (torch.Size([3, 16]), torch.Size([3, 16]))
+    """
 
     _torch = torch.nn.LSTMCell
 
@@ -541,7 +626,15 @@ class LSTMCell(_Cells, torch.nn.LSTMCell):
 
 
 class GRUCell(_Cells, torch.nn.GRUCell):
-    """torch.nn.GRUCell on the kernels."""
+    """torch.nn.GRUCell on hotloop's kernels: the same constructor, parameters, results and errors. As `LSTMCell`.
+
+    Examples
+    --------
+    >>> import torch, hotloop.torch
+    >>> cell = hotloop.torch.GRUCell(8, 16, dtype=torch.float64)
+    >>> cell(torch.ones(8, dtype=torch.float64)).shape
+    torch.Size([16])
+    """
 
     _torch = torch.nn.GRUCell
 
