@@ -111,6 +111,22 @@ def test_gradient_penalty(kind):
     assert_near(*found, "float64", "gradient")
 
 
+def test_second_gradient_reads_copies_of_flags():
+    """Callers overwrite lengths and resets in the next step."""
+    module = make("GRU", 3, 4, 2, dtype=torch.float64)
+    x, found = torch.randn(5, 2, 3, dtype=torch.float64), []
+    for overwrite in (False, True):
+        lengths, resets = torch.tensor([5, 3]), torch.tensor([[False, False], [False, True]] * 2 + [[True, False]])
+        given = x.clone().requires_grad_()
+        output, _ = module(given, lengths=lengths, resets=resets)
+        if overwrite:
+            lengths.fill_(1)
+            resets.fill_(True)
+        (first,) = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), given)[0])
+    assert torch.equal(*found)
+
+
 def test_second_gradient_after_output_was_written_to():
     ours, theirs = twins("GRU", 3, 4, dtype=torch.float64)
     x, found = torch.randn(5, 2, 3, dtype=torch.float64), []

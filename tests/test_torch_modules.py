@@ -229,6 +229,36 @@ def test_checkpoint_and_saved_tensor_hooks():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_hooks_that_give_back_something_else(layers):
+    """Other strides are read as they lie; another type would be other numbers."""
+    module = make("LSTM", 5, 6, layers, dtype=torch.float64)
+    leaves, found = variables(module), []
+    turned = lambda tensor: tensor.transpose(0, -1).contiguous().transpose(0, -1)  # noqa: E731
+    for unpack in (lambda tensor: tensor, turned):
+        module.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+            module(leaves[0])[0].square().sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.half, lambda tensor: tensor):
+        output, _ = module(leaves[0])
+    with raises(TypeError, "saved tensors: expected hooks that give back what they are given, torch.float64 on the "
+                "CPU, got torch.float16 on cpu"):  # fmt: skip
+        output.sum().backward()
+
+
+def test_a_packed_sequence_whose_sizes_do_not_fit():
+    ours, theirs = twins("GRU", 5, 6)
+    for sizes in ([3, 2], [3, 2, 2]):
+        given = PackedSequence(torch.randn(6, 5), torch.tensor(sizes))
+        got, want = outcome(ours, given), outcome(theirs, given)
+        if isinstance(want, tuple):
+            assert got == want
+        else:
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
 def test_strides_and_expanded_tensors():
     ours, theirs = twins("LSTM", 5, 6, dtype=torch.float64)
     x = torch.randn(5, 4, 7, dtype=torch.float64).permute(2, 1, 0)

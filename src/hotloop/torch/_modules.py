@@ -342,6 +342,8 @@ class _Layers(_Recurrent):
             return "no steps or no rows"
         call = self._call(layout)
         if sizes is not None:
+            if not traced and int(sizes.sum()) != shape[0]:
+                return f"input of {shape[0]} rows with batch_sizes that make {int(sizes.sum())}"
             call.batch_sizes, call.unsorted = sizes, input.unsorted_indices
             count = int(sizes[0]) if call.unsorted is None else call.unsorted.shape[0]
             call.batch_size = count

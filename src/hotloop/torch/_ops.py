@@ -231,6 +231,7 @@ class Recurrence(torch.autograd.Function):
             results, saved = _single.forward(call, kept, sizes, x, h0, c0)
         output, h_n, c_n, c = results
         ctx.call, ctx.kept, ctx.sizes, ctx.count = call, kept, sizes, len(weights)
+        ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         if call.layout == "packed":  # the flat ones are among the saved
             ctx.save_for_backward(x, h0, c0, *weights, None, None, *saved)
         else:
@@ -262,9 +263,21 @@ class Recurrence(torch.autograd.Function):
 def _saved(ctx: Any) -> list[Any]:
     """What was saved. Where the caller has written to a result since, as `output += x` does, it is computed again."""
     try:
-        return list(ctx.saved_tensors)
+        if not ctx.hooked:
+            return list(ctx.saved_tensors)
+        return [None if tensor is None else _given_back(tensor, ctx.kept.dtype) for tensor in ctx.saved_tensors]
     except RuntimeError:  # one has changed; if it is an input, then that is the caller's mistake, and is said here
         inputs = [one.unpack() for one in ctx._raw_saved_tensors[: 3 + ctx.count]]
     with torch.no_grad():
         results, saved = ctx.call.forward(*inputs[:3], ctx.kept.weights, None, True)
     return [*inputs, results[0], results[3], *saved]
+
+
+def _given_back(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a hook made of a saved tensor: kernels read it as what it was."""
+    if tensor.device.type != "cpu" or tensor.dtype is not dtype:
+        raise TypeError(
+            f"saved tensors: expected hooks that give back what they are given, {dtype} on the CPU, "
+            f"got {tensor.dtype} on {tensor.device}"
+        )
+    return tensor.contiguous() if tensor.layout is torch.strided else tensor.to_dense()
