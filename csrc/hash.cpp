@@ -43,7 +43,7 @@ Wide block(const char* bytes, const uint64_t* keys, int64_t words) {
 }  // namespace
 
 void hash(const void* const* arrays, const int64_t* bytes, int64_t count, uint64_t seed, uint64_t result[2]) {
-  uint64_t keys[kBlockWords];
+  uint64_t keys[kBlockWords] = {};
   int64_t made = 0;
   uint64_t done = kBlockWords;  // keys of the second level come behind those of a block
   Wide sum = 0;
