@@ -373,7 +373,9 @@ int32_t hotloop_pack(const hotloop_forward_args* args, void* packed, int64_t byt
 }
 
 int32_t hotloop_hash(const void* const* arrays, const int64_t* bytes, int64_t count, uint64_t seed, uint64_t* result) {
-  if (count < 0 || result == nullptr || missing(arrays, count) || missing(bytes, count)) return HOTLOOP_BAD_ARGUMENT;
+  if (count < 0 || result == nullptr || (count > 0 && (arrays == nullptr || bytes == nullptr))) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
   for (int64_t i = 0; i < count; ++i) {
     if (bytes[i] < 0 || missing(arrays[i], bytes[i])) return HOTLOOP_BAD_ARGUMENT;
   }

@@ -30,7 +30,7 @@ uint64_t word(const char* bytes, int64_t index) {
 Wide block(const char* bytes, const uint64_t* keys, int64_t words) {
   Wide sums[kLanes] = {};
   for (int64_t i = 0; i < words; i += 2 * kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
       const int64_t at = i + 2 * lane;
       sums[lane] += product(word(bytes, at) + keys[at], word(bytes, at + 1) + keys[at + 1]);
     }
@@ -43,7 +43,7 @@ Wide block(const char* bytes, const uint64_t* keys, int64_t words) {
 }  // namespace
 
 void hash(const void* const* arrays, const int64_t* bytes, int64_t count, uint64_t seed, uint64_t result[2]) {
-  uint64_t keys[kBlockWords];
+  uint64_t keys[kBlockWords] = {};
   int64_t made = 0;
   uint64_t done = kBlockWords;  // keys of the second level come behind those of a block
   Wide sum = 0;

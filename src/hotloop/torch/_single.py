@@ -20,6 +20,9 @@ Tensor = torch.Tensor
 Sizes = tuple[int, int]  # steps and rows
 
 
+_LITTLE = 1 << 13  # elements of a sequence: below, its arrays are none that _memory would keep
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -52,7 +55,8 @@ def infer(
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     dtype, few = weights.dtype, seq_len * batch_size < MANY_ROWS
     packed = kept.packed(tensors)[0][0] if few else None
-    output, h_n = _memory.empty((*x.shape[:-1], weights.hidden_size), dtype), np.empty(states, dtype)
+    empty = np.empty if seq_len * batch_size * weights.hidden_size < _LITTLE else _memory.empty
+    output, h_n = empty((*x.shape[:-1], weights.hidden_size), dtype), np.empty(states, dtype)
     c_n = np.empty(states, dtype) if weights.cell.has_c else None
     if not few or not kept.short.infer(
         packed, seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n
@@ -70,11 +74,12 @@ def forward(
     """As `Call.forward` in training."""
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
+    empty = np.empty if seq_len * batch_size * hidden_size < _LITTLE else _memory.empty
     states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
-    output, h_n = _memory.empty((*x.shape[:-1], hidden_size), dtype), np.empty(states, dtype)
+    output, h_n = empty((*x.shape[:-1], hidden_size), dtype), np.empty(states, dtype)
     c_n = np.empty(states, dtype) if cell.has_c else None
-    gates = _memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
-    c = _memory.empty((seq_len, batch_size, hidden_size), dtype) if cell.has_c else None
+    gates = empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
+    c = empty((seq_len, batch_size, hidden_size), dtype) if cell.has_c else None
     if seq_len * batch_size >= MANY_ROWS or not kept.short.forward(
         seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, gates, c
     ):  # fmt: skip
@@ -100,8 +105,9 @@ def backward(
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
     grads = [None if grad is None else grad.resolve_neg().contiguous() for grad in upstream[:3]]
+    empty = np.empty if seq_len * batch_size * hidden_size < _LITTLE else _memory.empty
     states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
-    grad_x = _memory.empty(tuple(x.shape), dtype) if wanted[0] else None
+    grad_x = empty(tuple(x.shape), dtype) if wanted[0] else None
     grad_h0 = np.empty(states, dtype)
     grad_c0 = np.empty(states, dtype) if cell.has_c else None
     of_weights = [
