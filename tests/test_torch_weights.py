@@ -284,3 +284,27 @@ def test_other_backends_keep_nothing(backend):
         restore()
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN_TANH"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_weights_that_move_before_backward(kind, layers):
+    """share_memory_() frees the memory they had, as sending a state_dict to another process does."""
+    ours, theirs = twins(kind, 64, 128, num_layers=layers)
+    x = torch.randn(20, 3, 64)
+    outputs = [module(x)[0] for module in (ours, theirs)]
+    ours.share_memory()
+    for output in outputs:
+        output.sum().backward()
+    for (name, got), (_, want) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_negated_view_for_a_weight():
+    ours, theirs = twins("GRU", 5, 6)
+    x = torch.randn(2, 3, 5)
+    with torch.no_grad():
+        ours(x)  # what it keeps is of the same memory
+        negated = {name: torch._neg_view(value.detach()) for name, value in ours.named_parameters()}
+        got = torch.func.functional_call(ours, negated, (x,))
+        torch.testing.assert_close(got, torch.func.functional_call(theirs, negated, (x,)))

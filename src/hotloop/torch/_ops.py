@@ -253,7 +253,9 @@ class Recurrence(torch.autograd.Function):
             )
             every = of_x, of_h0, of_c0, *of_weights
             return None, None, None, *(grad if flag else None for grad, flag in zip(every, wanted, strict=True))
-        if ctx.sizes is not None:
+        if not ctx.kept.holds(weights):  # as after share_memory_(), which frees the memory they had
+            results = call.backward(*upstream, x, h0, c0, call.weights(weights), output, c, saved, wanted)
+        elif ctx.sizes is not None:
             results = _single.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
         else:
             results = call.backward(*upstream, x, h0, c0, ctx.kept.weights, output, c, saved, wanted)
@@ -269,7 +271,7 @@ def _saved(ctx: Any) -> list[Any]:
     except RuntimeError:  # one has changed; if it is an input, then that is the caller's mistake, and is said here
         inputs = [one.unpack() for one in ctx._raw_saved_tensors[: 3 + ctx.count]]
     with torch.no_grad():
-        results, saved = ctx.call.forward(*inputs[:3], ctx.kept.weights, None, True)
+        results, saved = ctx.call.forward(*inputs[:3], ctx.call.weights(inputs[3:]), None, True)
     return [*inputs, results[0], results[3], *saved]
 
 

@@ -48,7 +48,7 @@ class Kept:
         for tensor, (address, dtype, shape) in zip(tensors, of, strict=True):
             if type(tensor) not in PLAIN or tensor.data_ptr() != address or tensor.dtype is not dtype:
                 return False
-            if tensor.shape != shape or not tensor.is_contiguous():
+            if tensor.shape != shape or not tensor.is_contiguous() or tensor.is_neg():
                 return False
         return True
 
