@@ -1,15 +1,15 @@
 """Train a character language model on the text that comes with Python: torch's LSTM, then the same on hotloop.
 
-python examples/char_lm.py               an LSTM on torch and on hotloop
-python examples/char_lm.py --cell gru    a GRU
-python examples/char_lm.py --quick       a few seconds: less text, one pass over it, fewer units
-python examples/char_lm.py --check       in float64: the first 20 losses are torch's to 9 digits
+    python examples/char_lm.py               an LSTM on torch and on hotloop
+    python examples/char_lm.py --cell gru    a GRU
+    python examples/char_lm.py --quick       a few seconds: less text, one pass over it, fewer units
+    python examples/char_lm.py --check       in float64: the first 20 losses are torch's to 9 digits
 
 What it shows
 -------------
 Truncated backpropagation through time: the text is read in 32 places side by side, 64 characters between two updates;
 the state is carried on, detached. The text is Python's licence, the help of its built-in types and the docstrings of
-its standard library, so it depends on the version of Python, and on nothing else; the last 5 % are held out.
+its standard library, so it depends on the Python that is installed; the last 5 % are held out.
 
 `hotloop.torch.replace_modules(model)` is the one line that differs; both trainings start from the same seed. Writing
 text, one character a call, is where a call's own cost counts, not the kernels'.

@@ -1,8 +1,8 @@
 """Learn to remember by policy gradients: whole rollouts in one call with resets, against the loop over steps.
 
-python examples/recurrent_policy.py           three seeds
-python examples/recurrent_policy.py --quick   a few seconds: one seed, shorter corridors
-python examples/recurrent_policy.py --check   in float64: the first 20 losses are torch's to 9 digits
+    python examples/recurrent_policy.py           three seeds
+    python examples/recurrent_policy.py --quick   a few seconds: one seed, shorter corridors
+    python examples/recurrent_policy.py --check   in float64: the first 20 losses are torch's to 9 digits
 
 What it shows
 -------------

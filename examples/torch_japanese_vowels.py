@@ -1,8 +1,8 @@
 """Train on real speech with torch: packed sequences through an LSTM and a GRU, then the same model on hotloop.
 
-python examples/torch_japanese_vowels.py           three seeds of each cell
-python examples/torch_japanese_vowels.py --quick   a few seconds: one seed, 10 epochs
-python examples/torch_japanese_vowels.py --check   in float64: the first 20 losses are torch's to 9 digits
+    python examples/torch_japanese_vowels.py           three seeds of each cell
+    python examples/torch_japanese_vowels.py --quick   a few seconds: one seed, 10 epochs
+    python examples/torch_japanese_vowels.py --check   in float64: the first 20 losses are torch's to 9 digits
 
 What it shows
 -------------
