@@ -1,9 +1,36 @@
 """Train a character language model on the text that comes with Python: torch's LSTM, then the same on hotloop.
 
-python examples/char_lm.py               an LSTM on torch and on hotloop
-python examples/char_lm.py --cell gru    a GRU
-python examples/char_lm.py --quick       a few seconds: less text, one pass over it, fewer units
-python examples/char_lm.py --check       in float64: the first 20 losses are torch's to 9 digits
+    python examples/char_lm.py               an LSTM on torch and on hotloop
+    python examples/char_lm.py --cell gru    a GRU
+    python examples/char_lm.py --quick       a few seconds: less text, one pass over it, fewer units
+    python examples/char_lm.py --check       in float64: the first 20 losses are torch's to 9 digits
+
+What it shows
+-------------
+Truncated backpropagation through time: the text is read in 32 places side by side, 64 characters between two updates;
+the state is carried on, detached. The text is Python's licence, the help of its built-in types and the docstrings of
+its standard library, so it depends on the Python that is installed; the last 5 % are held out.
+
+`hotloop.torch.replace_modules(model)` is the one line that differs; both trainings start from the same seed. Writing
+text, one character a call, is where a call's own cost counts, not the kernels'.
+
+Result
+------
+Seed 0, 500 000 characters, 256 units, float32, Python 3.11, one thread of a processor of 2 cores (AMD EPYC, Zen 5); CPU
+time, on a machine that was not idle:
+
+                                              torch   hotloop
+    LSTM   loss at update 100              2.165041  2.165042
+           loss at update 696, the last    1.528620  1.528620
+           bits per character, held out       2.364     2.364
+           ms an update                        31.4      29.9   1.0 x
+    GRU    loss at update 100              2.008629  2.008629
+           loss at update 696, the last    1.358455  1.358455
+           bits per character, held out       2.173     2.173
+           ms an update                        58.5      24.6   2.4 x
+
+An LSTM of this width is nearly all matrix products, on one thread as fast in torch. A character written (256 units, one
+call each) took 325 and 124 us for the LSTM, 111 and 109 us for the GRU.
 """
 
 from __future__ import annotations

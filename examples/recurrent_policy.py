@@ -1,8 +1,29 @@
 """Learn to remember by policy gradients: whole rollouts in one call with resets, against the loop over steps.
 
-python examples/recurrent_policy.py           three seeds
-python examples/recurrent_policy.py --quick   a few seconds: one seed, shorter corridors
-python examples/recurrent_policy.py --check   in float64: the first 20 losses are torch's to 9 digits
+    python examples/recurrent_policy.py           three seeds
+    python examples/recurrent_policy.py --quick   a few seconds: one seed, shorter corridors
+    python examples/recurrent_policy.py --check   in float64: the first 20 losses are torch's to 9 digits
+
+What it shows
+-------------
+A recurrent policy learns from rollouts of 128 steps in which episodes end anywhere. Its state has to be forgotten at
+those places, which torch's layers cannot do inside a sequence: so libraries for reinforcement learning run the layer
+step by step, with masks, in every pass over a rollout. After `hotloop.torch.replace_modules(policy)` the layer takes
+`resets=`, and a pass is one call. Both ways compute the same: in float64 the losses agree to rounding.
+
+The task cannot be solved without memory: a sign at the start of a corridor says which way to turn at its end, 10 to 20
+steps later. By chance half of the turns are right.
+
+Result
+------
+Seed 0, float32, one thread of a processor of 2 cores (AMD EPYC, Zen 5); CPU time of a training. The
+machine was not idle: another run, while more was going on, gave 0.7 x and 5.8 x.
+
+                                 torch    hotloop
+    right turns, rollout 10      51.7 %    51.7 %
+    right turns, from 30 on     100.0 %   100.0 %   (every tenth)
+    acting, s                      1.50      1.73     0.9 x   (the task itself, and calls of one step)
+    learning, s                   11.20      1.55     7.2 x
 """
 
 from __future__ import annotations
@@ -100,13 +121,13 @@ class Policy(torch.nn.Module):
         """Go on from a state, forgetting it where an episode starts: seen (steps, mazes, 4), starts (steps, mazes)."""
         if isinstance(self.rnn, hotloop.torch.LSTM):
             output, state = self.rnn(seen, state, resets=starts)
-        else:  # torch's layer cannot forget in the middle of a sequence
-            outputs = []
+        else:  # torch's layer cannot forget in the middle of a sequence; steps as torch.nn.LSTMCell does them
+            h, c, weights, outputs = state[0][0], state[1][0], list(self.rnn.parameters()), []
             for x, start in zip(seen, starts, strict=True):
                 keep = (~start).to(x.dtype).unsqueeze(1)
-                output, state = self.rnn(x.unsqueeze(0), (state[0] * keep, state[1] * keep))
-                outputs.append(output)
-            output = torch.cat(outputs)
+                h, c = torch.lstm_cell(x, (h * keep, c * keep), *weights)
+                outputs.append(h)
+            output, state = torch.stack(outputs), (h.unsqueeze(0), c.unsqueeze(0))
         return self.actor(output).log_softmax(2), self.critic(output).squeeze(2), state
 
 

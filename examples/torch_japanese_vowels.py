@@ -1,8 +1,27 @@
 """Train on real speech with torch: packed sequences through an LSTM and a GRU, then the same model on hotloop.
 
-python examples/torch_japanese_vowels.py           three seeds of each cell
-python examples/torch_japanese_vowels.py --quick   a few seconds: one seed, 10 epochs
-python examples/torch_japanese_vowels.py --check   in float64: the first 20 losses are torch's to 9 digits
+    python examples/torch_japanese_vowels.py           three seeds of each cell
+    python examples/torch_japanese_vowels.py --quick   a few seconds: one seed, 10 epochs
+    python examples/torch_japanese_vowels.py --check   in float64: the first 20 losses are torch's to 9 digits
+
+What it shows
+-------------
+A torch model that takes utterances of any lengths as a PackedSequence, and `hotloop.torch.replace_modules(model)`, the
+one line by which its recurrent layer runs on hotloop's kernels: the optimizer, the clipping, the losses stay. Data,
+settings and noise are those of japanese_vowels.py, which does the same without torch.
+
+Both libraries train from the same seed: their losses are equal in as many digits as the dtype has, then drift apart as
+training amplifies the rounding, and end on a level. A step is forward, backward, clipping and Adam for 8 utterances.
+
+Result
+------
+Seed 0, float32, one thread of a processor of 2 cores (AMD EPYC, Zen 5); CPU time of a step. The machine was
+not idle: another run, while more was going on, gave 2.8 and 2.4 x.
+
+            test accuracy          loss in epoch 1          loss in epoch 45          ms a step
+            torch    hotloop       torch      hotloop       torch      hotloop        torch   hotloop
+    LSTM    98.6 %   98.4 %        1.537197   1.537197      0.033775   0.032059       2.66    0.73     3.6 x
+    GRU     98.4 %   98.4 %        1.461320   1.461320      0.022659   0.022657       2.64    0.71     3.7 x
 """
 
 from __future__ import annotations
