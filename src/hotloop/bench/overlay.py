@@ -1,7 +1,8 @@
 """The measuring code of this hotloop on top of another one: `python overlay.py PREFIX CANDIDATE THREADS`.
 
-A comparison measures two packages with one ruler. So a worker imports `hotloop` from PREFIX ("-": wherever its interpreter
-finds it), and `hotloop.bench` from the folder of this file. Run as a file, since the package is not there before.
+A comparison measures two packages with one ruler. So a worker imports `hotloop` from PREFIX ("-": wherever its
+interpreter finds it), and `hotloop.bench` from the folder of this file. Run as a file, since the package is not there
+before.
 """
 
 import sys
@@ -18,7 +19,7 @@ def load(prefix: str) -> None:
     """Import hotloop from there, and its `bench` from here."""
     if prefix != "-":
         # An editable installation of hotloop would come first, wherever PREFIX stands in the path.
-        sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]  # type: ignore[list-item]
+        sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
         sys.path.insert(0, prefix)
     package = importlib.import_module("hotloop")
     here = Path(__file__).parent

@@ -1,7 +1,7 @@
 """Timing two sides of a comparison: pairs of fresh processes, and the base twice in each for the noise.
 
 A machine changes: for seconds it is a third slower, and each process has its own luck with where its memory lies. What
-lasts seconds is met by interleaving: the processes of a pair are stopped but for one, and take turns of some 12 ms in an
+lasts seconds is met by interleaving: the processes of a pair are stopped but for one, and take turns of some 7 ms in an
 order that is mirrored (A T B, B T A), so a drift cancels. What a process keeps for life is met by many fresh pairs.
 """
 
@@ -40,9 +40,9 @@ class Plan:
     """
 
     pairs: int = 20
-    turns: int = 4
-    samples: int = 2
-    sample_seconds: float = 5e-3
+    turns: int = 6
+    samples: int = 5
+    sample_seconds: float = 1e-3
 
 
 def new_case(problem: Problem, threads: int) -> dict[str, Any]:
