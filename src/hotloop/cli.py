@@ -242,8 +242,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     from .bench.problems import GROUPS
 
     parser.description = (
-        "Each side is a git revision (built, and kept for the next time), an environment or installed prefix with hotloop "
-        "in it, or JSON of pytest-benchmark: a file, a folder of files or a quoted pattern. "
+        "Each side is a git revision (built, and kept for the next time), an environment or installed prefix with "
+        "hotloop in it, or JSON of pytest-benchmark: a file, a folder of files or a quoted pattern. "
         "Exit status: 0 passed, 1 slower, 2 nothing was compared. How it works: docs/gating.md."
     )
     parser.add_argument("base", metavar="BASE")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,15 @@ def new_record(kind: str, base: str, head: str, command: Sequence[str]) -> Recor
         "command": list(command),
         "base": {"name": base},
         "head": {"name": head},
-        "statistics": {"floor": stats.FLOOR, "family": stats.FAMILY, "quantile": stats.QUANTILE,
-                       "resamples": stats.RESAMPLES},  # fmt: skip
+        "statistics": {
+            "floor": stats.FLOOR,
+            "family": stats.FAMILY,
+            "quantile": stats.QUANTILE,
+            "resamples": stats.RESAMPLES,
+        },
         "remarks": [],
         "rounds": [],
-    }  # fmt: skip
+    }
 
 
 def run(
@@ -66,9 +71,7 @@ def run(
     wanted = list(cases)
     for number in (1, 2):
         measured = [new_case(problem, threads) for problem, threads in wanted]
-        about = measure(
-            measured, base, head, plan, isa, lambda done, text, n=number: progress(done, f"round {n}, {text}")
-        )
+        about = measure(measured, base, head, plan, isa, partial(_report, progress, number))
         record["rounds"].append({"plan": about["plan"], "cases": measured})
         if number == 1:
             for key in ("base", "head"):
@@ -84,6 +87,10 @@ def run(
     record["seconds"] = round(time.monotonic() - begin, 1)
     conclude(record)
     return record
+
+
+def _report(progress: Callable[[int, str], None], number: int, done: int, text: str) -> None:
+    progress(done, f"round {number}, {text}")
 
 
 def judge_round(cases: Sequence[dict[str, Any]]) -> None:

@@ -55,9 +55,7 @@ def read(path: Path) -> Benchmarks:
     for one in record["benchmarks"]:
         data = one.get("stats", {}).get("data")
         if not data:
-            raise SideError(
-                f"{path} has no raw samples: write it by --benchmark-json, or save with --benchmark-save-data"
-            )
+            raise SideError(f"{path} has no raw samples: write it by --benchmark-json, or with --benchmark-save-data")
         found[one["fullname"]] = data
     return found
 

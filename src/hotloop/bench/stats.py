@@ -145,8 +145,8 @@ def judge(
     """Judge every case from log ratios of the sides and of equal sides, a number a pair.
 
     Each end of an interval is taken at `family` over the number of cases (Bonferroni), so with equal sides all lower
-    ends are right at once but for one round in 1 / `family`; that a change has to be beyond a threshold, and in a second
-    round too, comes on top.
+    ends are right at once but for one round in 1 / `family`; that a change has to be beyond a threshold, and in a
+    second round too, comes on top.
     """
     found = []
     for effect, equal in zip(effects, noises, strict=True):
@@ -157,9 +157,8 @@ def judge(
         threshold = max(floor, level)
         slower, faster = np.expm1(low) > threshold, np.expm1(-high) > threshold
         verdict = "slower" if slower else "faster" if faster else "same"
-        found.append(
-            Judgement(*(float(np.expm1(x)) for x in (np.median(effect), low, high)), level, threshold, verdict)
-        )
+        change, low, high = (float(np.expm1(value)) for value in (np.median(effect), low, high))
+        found.append(Judgement(change, low, high, level, threshold, verdict))
     return found
 
 
@@ -175,8 +174,9 @@ class Change:
 
 
 SHORTEST = 3  # points of a level
-# Penalty of a change, in variances times log n. Of 300 series of pure noise 1 has a change at 60 points, 5 at 30 and 16 at
-# 12; a step of 5 % in noise of 2 % is found in 273 of 300, at its place or next to it. At 3 it is 3, 10 and 25, and 278.
+# Penalty of a change, in variances times log n. Of 300 series of pure noise 1 has a change at 60 points, 5 at 30 and 16
+# at 12; a step of 5 % in noise of 2 % is found in 273 of 300, at its place or next to it. At 3 it is 3, 10 and 25, and
+# 278.
 STEEPNESS = 4.0
 
 
