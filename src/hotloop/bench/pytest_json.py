@@ -91,8 +91,8 @@ def run(base: str, head: str, command: Sequence[str] = ()) -> Record:
     blocks = 1 if pairs >= stats.AT_LEAST else -(-stats.AT_LEAST // pairs)
     if blocks > 1:
         record["remarks"].append(
-            f"only {pairs} process{'es' if pairs > 1 else ''} a side, so samples stand for processes: what differs from "
-            f"process to process is not seen, and may pass for a change. {stats.AT_LEAST} files a side, measured in "
+            f"only {pairs} process{'es' if pairs > 1 else ''} a side, so samples stand for processes: what differs "
+            f"from process to process is not seen, or passes for a change. {stats.AT_LEAST} files a side, measured in "
             "turn, are what a gate needs"
         )
     cases, effects, noises = [], [], []
