@@ -68,13 +68,14 @@ def lines_of(record: Mapping[str, Any], commit: str | None = None) -> list[Line]
     """Make the lines of a run. Raises HistoryError."""
     try:
         about = {"id": commit, "date": record["date"], "changed": False} if commit else record.get("commit")
+        machine = machine_of(record)
         if about is None:
             raise HistoryError("does not say of what commit it is, as a run in a clone does: name it by --commit")
         head = {
             "schema_version": SCHEMA_VERSION,
             "commit": about,
             "date": record["date"],
-            "machine": machine_of(record),
+            "machine": machine,
             "versions": record["environment"]["versions"],
             "load": record["environment"]["load"],
         }

@@ -39,7 +39,7 @@ class Plan:
         Calls are repeated until a sample takes about that long.
     """
 
-    pairs: int = 20
+    pairs: int = 24
     turns: int = 6
     samples: int = 5
     sample_seconds: float = 1e-3

@@ -62,7 +62,7 @@ def speedup(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) 
 # the table.
 
 FLOOR = 0.02  # a change that is smaller is none
-FAMILY = 0.2  # how often a round of equal sides may have a limit on the wrong side, over all its cases; two must
+FAMILY = 0.3  # how often a round of equal sides may have a limit on the wrong side, over all its cases; two must
 QUANTILE = 0.0  # of the samples of a process
 RESAMPLES = 4000
 AT_LEAST = 10  # pairs
