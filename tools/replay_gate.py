@@ -57,7 +57,7 @@ def _round(logs: stats.Array, start: Any, pairs: int, rng: Any) -> tuple[stats.A
 
 
 def _in_parts(function: Any, values: stats.Array) -> stats.Array:
-    parts = [function(values[at : at + 200]) for at in range(0, len(values), 200)]
+    parts = [function(values[at : at + 40]) for at in range(0, len(values), 40)]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
