@@ -1,4 +1,4 @@
-"""The command `hotloop`: `hotloop info` and `hotloop bench`."""
+"""The command `hotloop`: info, bench, compare and history."""
 
 from __future__ import annotations
 
@@ -37,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "info": subparsers.add_parser("info", help="what hotloop runs on, and why a better backend is not in use"),
         "bench": subparsers.add_parser("bench", help="time hotloop against every library that is installed"),
+        "compare": subparsers.add_parser("compare", help="whether HEAD is slower than BASE: a gate for noisy machines"),
+        "history": subparsers.add_parser("history", help="keep runs of hotloop bench, and show trends and changes"),
     }
     _add_bench(commands["bench"])
+    _add_compare(commands["compare"])
+    _add_history(commands["history"])
     options, unknown = parser.parse_known_args(arguments)
     command = commands.get(options.command, parser)
     if unknown:
@@ -51,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(info())
     elif options.command == "bench":
         return _bench(command, options, ["hotloop", *arguments])
+    elif options.command == "compare":
+        return _compare(command, options, ["hotloop", *arguments])
+    elif options.command == "history":
+        return _history(command, options)
     else:
         parser.print_help()
     return 0
@@ -238,6 +246,119 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     if record["interrupted"]:
         return 130
     return 0 if all(ours(case) is not None for case in record["cases"]) else 1
+
+
+def _pairs(text: str) -> int:
+    from .bench.stats import AT_LEAST
+
+    if text.isascii() and text.isdecimal() and int(text) >= AT_LEAST:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected an integer >= {AT_LEAST}, got {text!r}")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    from .bench.problems import GROUPS
+
+    parser.description = (
+        "Each side is a git revision (built, and kept for the next time), an environment or installed prefix with "
+        "hotloop in it, or JSON of pytest-benchmark: a file, a folder of files or a quoted pattern. "
+        "Exit status: 0 passed, 1 slower, 2 nothing was compared. How it works: docs/gating.md."
+    )
+    parser.add_argument("base", metavar="BASE")
+    parser.add_argument("head", metavar="HEAD")
+    parser.add_argument("--problems", choices=GROUPS, default="gate", metavar="GROUP",
+                        help=f"one of {', '.join(GROUPS)} (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--threads", nargs="+", type=_threads, metavar="N",
+                        help="default: 1, and for a few problems 2")  # fmt: skip
+    parser.add_argument("--pairs", type=_pairs, metavar="N", help="pairs of fresh processes in a round")
+    parser.add_argument("--isa", type=_isa, metavar="ISA", help="in place of the best one that the processor has")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the summary there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, with raw samples")
+    parser.add_argument("--ignore-changes", action="store_true",
+                        help="measure a revision that is checked out with changes, without them")  # fmt: skip
+
+
+def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, command: list[str]) -> int:
+    from .bench import compare, pytest_json
+    from .bench.pairs import Plan
+    from .bench.processes import WorkerError
+    from .bench.sides import SideError, resolve
+
+    def say(text: str) -> None:
+        print(f"hotloop compare: {text}", file=sys.stderr, flush=True)
+
+    for path in (options.markdown, options.json):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"{path}: there is no folder {path.absolute().parent}")
+    kinds = [pytest_json.is_json(name) for name in (options.base, options.head)]
+    try:
+        if any(kinds):
+            if not all(kinds):
+                raise SideError("one side is JSON of pytest-benchmark and the other is not")
+            record = pytest_json.run(options.base, options.head, command)
+        else:
+            base, head = (
+                resolve(name, ignore_changes=options.ignore_changes, say=say) for name in (options.base, options.head)
+            )
+            cases = compare.default_cases(options.problems, processors())
+            if options.threads:
+                problems = dict.fromkeys(problem for problem, _ in cases)
+                cases = [(problem, threads) for threads in sorted(set(options.threads)) for problem in problems]
+            plan = Plan() if options.pairs is None else Plan(pairs=options.pairs)
+            say(f"{len(cases)} cases, {plan.pairs} pairs of processes")
+            progress = (lambda _, text: say(text)) if sys.stderr.isatty() else (lambda _, text: None)
+            record = compare.run(base, head, cases, plan, isa=options.isa, command=command, progress=progress)
+    except SideError as error:
+        say(f"error: {error}")
+        return 2
+    except WorkerError as error:
+        say(f"error: a side does not start: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    text = compare.markdown(record)
+    if options.markdown is not None:
+        options.markdown.write_text(text, encoding="utf-8")
+    if options.json is not None:
+        options.json.write_text(json.dumps(record), encoding="utf-8")
+    print(text, end="")
+    return compare.status(record)
+
+
+def _add_history(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="lines of JSON, one a problem and commit")
+    parser.add_argument("--add", type=Path, nargs="+", metavar="RUN", default=[],
+                        help="append these runs (run.json of hotloop bench) first")  # fmt: skip
+    parser.add_argument("--commit", metavar="HASH", help="of the runs that are added, where they do not say it")
+
+
+def _history(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from .bench import history
+
+    try:
+        import ruptures  # noqa: F401
+    except ImportError:
+        print('hotloop history needs ruptures: install the extra "history"', file=sys.stderr)
+        return 2
+    path = options.file
+    try:
+        for path in options.add:
+            try:
+                lines = history.lines_of(json.loads(path.read_text(encoding="utf-8")), options.commit)
+            except (ValueError, history.HistoryError) as error:
+                what = "is not JSON" if isinstance(error, ValueError) else error
+                raise history.HistoryError(f"{path} {what}") from None
+            print(f"{path}: {history.add(options.file, lines)} lines added", file=sys.stderr)
+        path = options.file
+        found = history.read(path)
+    except history.HistoryError as error:
+        parser.exit(2, f"hotloop history: error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"hotloop history: error: {path}: {error.strerror}\n")
+    machines = {line["machine"]["id"]: line["machine"] for line in found}
+    print(history.tell(history.trends(found), machines) or "no runs yet; --add some")
+    return 0
 
 
 if __name__ == "__main__":

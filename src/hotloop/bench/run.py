@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import memory
+from .history import describe_commit
 from .peers import OURS, PEERS, missing_modules
 from .problems import Problem
 from .processes import WorkerDied, WorkerError, WorkerProcess, start_candidate
@@ -133,6 +134,7 @@ def run(
         "schema_version": SCHEMA_VERSION,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
+        "commit": describe_commit(),
         "settings": {**asdict(settings), "peers": list(settings.peers), "threads": list(settings.threads)},
         "environment": {"not_installed": sorted(not_installed), **describe_machine()},
         "cases": [],

@@ -3,7 +3,7 @@
 Requests come as lines of JSON on standard input, replies leave as lines of JSON on standard output:
 
     {"do": "reference", "problem": {...}, "path": ...}       write the specification's answer to a file
-    {"do": "prepare", "problem": {...}, "reference": path}   get ready, and check the answer
+    {"do": "prepare", "problem": {...}, "reference": path}   get ready, and check the answer (path null: do not)
     {"do": "time", "samples": n}                             seconds a call, n times (long calls: once)
     {"do": "probe", "probes": [...], "seconds": s}           what the machine can do, see roof.py
 
@@ -59,7 +59,10 @@ class Worker:
         return {}
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Prepare a problem, check the answer, and find how many calls a sample is."""
+        """Prepare a problem, check the answer if there is a reference, and find how many calls a sample is.
+
+        `calls` in the request gives that number: then two processes that are compared do the same in a sample.
+        """
         self._prepared = None
         gc.collect()
         problem = Problem.from_dict(request["problem"])
@@ -68,16 +71,22 @@ class Worker:
             prepared = self._candidate.prepare(problem, inputs)
         except Unsupported as error:
             return {"status": "unsupported", "detail": str(error)}
-        with np.load(request["reference"]) as expected:
-            errors = relative_errors(prepared.answer(checked_grad_output(problem, inputs)), expected)
-        # JSON has no infinity; None stands for an answer that is missing, misshapen or not finite.
-        shown = {name: error if math.isfinite(error) else None for name, error in errors.items()}
-        reply: dict[str, Any] = {"errors": shown, "checked_steps": checked_steps(problem)}
-        worst = max(errors, key=lambda name: errors[name])
-        if not errors[worst] <= TOLERANCE[problem.dtype]:
-            return {**reply, "status": "wrong", "detail": f"{worst}: relative error {errors[worst]:.1e}"}
+        reply: dict[str, Any] = {}
+        if request["reference"] is not None:
+            with np.load(request["reference"]) as expected:
+                errors = relative_errors(prepared.answer(checked_grad_output(problem, inputs)), expected)
+            # JSON has no infinity; None stands for an answer that is missing, misshapen or not finite.
+            shown = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+            reply |= {"errors": shown, "checked_steps": checked_steps(problem)}
+            worst = max(errors, key=lambda name: errors[name])
+            if not errors[worst] <= TOLERANCE[problem.dtype]:
+                return {**reply, "status": "wrong", "detail": f"{worst}: relative error {errors[worst]:.1e}"}
         self._prepared = prepared
-        self._calibrate(prepared.run, request["sample_seconds"])
+        if "calls" in request:
+            self._calls = request["calls"]
+            self._call_seconds = _time(prepared.run, 1)
+        else:
+            self._calibrate(prepared.run, request["sample_seconds"])
         return {**reply, "status": "ok", "calls_per_sample": self._calls, "call_seconds": self._call_seconds}
 
     def _calibrate(self, run: Callable[[], object], sample_seconds: float) -> None:
