@@ -86,17 +86,17 @@ std::vector<Case> all_cases() {
     cases.push_back({kStep, shape(cell, 1, 8, 32, 64)});
     cases.push_back({kPack, shape(cell, 1, 1, 32, 64)});
     for (const Kind kind : {kForwardPacked, kForward, kBackward}) {
-      cases.push_back({kind, shape(cell, 20, 8, 16, 48), true});
+      cases.push_back({kind, shape(cell, 12, 8, 16, 32), true});
       Problem odd = shape(cell, 20, 5, 7, 19);  // nothing a multiple of a vector or of a tile
       odd.reverse = true;
       odd.layout = kBatchFirst;
       cases.push_back({kind, odd});
-      Problem ragged = shape(cell, 20, 8, 16, 48);
-      ragged.lengths = {20, 3, 11, 17, 0, 8, 20, 14};
+      Problem ragged = shape(cell, 12, 8, 16, 32);
+      ragged.lengths = {12, 3, 7, 10, 0, 5, 12, 9};
       cases.push_back({kind, ragged});
-      for (int64_t i = 0; i < ragged.T * ragged.B; ++i) ragged.resets.push_back(i % 23 == 7);
+      for (int64_t i = 0; i < ragged.T * ragged.B; ++i) ragged.resets.push_back(i % 17 == 7);
       cases.push_back({kind, ragged});
-      cases.push_back({kind, shape(cell, 20, 8, 16, 48), false, true});
+      cases.push_back({kind, shape(cell, 12, 8, 16, 32), false, true});
     }
   }
   return cases;
