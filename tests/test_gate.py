@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,6 +289,33 @@ def test_a_revision_that_was_built_is_found_again(repository):
     assert (found.prefix, found.commit) == (str(made), commit)
 
 
+def test_built_revisions_are_few(tmp_path):
+    """Those used last stay; what a killed build has left goes, and what is being built does not."""
+    old = time.time() - 2 * 86400
+    for number in range(6):
+        (tmp_path / f"rev{number}" / "hotloop").mkdir(parents=True)
+        os.utime(tmp_path / f"rev{number}", (old, old - number))
+    for name in (".building-left", ".building-now"):
+        (tmp_path / name / "source").mkdir(parents=True)
+    os.utime(tmp_path / ".building-left", (old, old))
+    os.utime(tmp_path / "rev5")
+    sides.prune(tmp_path, keep=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".building-now", "rev0", "rev1", "rev5"]
+
+
+def test_a_revision_in_use_is_the_newest(repository):
+    for number in range(sides.KEPT):
+        (sides.cache_folder() / f"other{number}").mkdir(parents=True)
+    commit = sides.find_commit("HEAD")
+    made = sides.cache_folder() / f"{commit[:12]}-{sides._fingerprint(sides._compiler())}"
+    made.mkdir(parents=True)
+    os.utime(made, (1, 1))
+    sides.resolve("HEAD")
+    sides.prune(sides.cache_folder())
+    assert made.is_dir()
+    assert len(list(sides.cache_folder().iterdir())) == sides.KEPT
+
+
 def test_a_failed_build_shows_why(repository, monkeypatch):
     (repository / "src" / "hotloop").mkdir(parents=True)
     (repository / "src" / "hotloop" / "__init__.py").write_text("")
@@ -344,6 +373,67 @@ def test_files_of_pytest_benchmark(tmp_path, capsys):
     assert "only 1 process a side" in capsys.readouterr().out
 
 
+def edit(folder, change):
+    for path in Path(folder).glob("*.json"):
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+
+def test_a_second_round_of_files(tmp_path, capsys):
+    """What seems slower in the first has to be slower in the second; the others are not asked again."""
+    rng = np.random.default_rng(0)
+    base, slow, base2, slow2, same2 = (
+        write_runs(tmp_path / name, rng, f) for name, f in (("b", 1), ("w", 1.06), ("b2", 1), ("w2", 1.06), ("s2", 1))
+    )
+    assert cli.main(["compare", base, slow]) == 1
+    text = capsys.readouterr().out
+    assert "one round, which nothing confirms" in text
+    assert "give them with --confirm" in text
+    path = tmp_path / "r.json"
+    assert cli.main(["compare", base, slow, "--confirm", base2, slow2, "--json", str(path)]) == 1
+    assert "in a second round too" in capsys.readouterr().out
+    record = json.loads(path.read_text())
+    assert record["regressions"] == ["a.py::two"]
+    assert [[case["name"] for case in one["cases"]] for one in record["rounds"]] == [
+        ["a.py::one", "a.py::two"], ["a.py::two"],
+    ]  # fmt: skip
+    assert cli.main(["compare", base, slow, "--confirm", base2, same2]) == 0
+    assert "not confirmed" in capsys.readouterr().out
+    assert cli.main(["compare", base, same2, "--confirm", base2, slow2]) == 0  # nothing to confirm
+
+
+def test_a_second_round_that_is_none(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base, slow, other = (write_runs(tmp_path / name, rng, f) for name, f in (("b", 1), ("w", 1.06), ("o", 1)))
+    short = write_runs(tmp_path / "short", rng, 1, names=("a.py::one",))
+    few = write_runs(tmp_path / "few", rng, 1, count=2, samples=3)
+    few2 = write_runs(tmp_path / "few2", rng, 1, count=2, samples=3)
+    for sides_of_it, message in (
+        ((base, other), "cannot confirm itself"),
+        ((other, short), "not in all files of the second round: a.py::two"),
+        ((few, few2), "too few samples (3 in a file, and 5 are needed)"),
+        ((few, other), "is 2 and"),
+    ):
+        assert cli.main(["compare", base, slow, "--confirm", *sides_of_it]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", "HEAD", str(PACKAGE), "--confirm", base, slow])
+    assert "argument --confirm" in capsys.readouterr().err
+
+
+def test_files_of_other_machines(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base, head = (write_runs(tmp_path / name, rng, 1) for name in ("b", "h"))
+    edit(base, lambda record: record.update(machine_info={"system": "Linux", "node": "a", "cpu": {"brand_raw": "X"}}))
+    edit(head, lambda record: record.update(machine_info={"system": "Linux", "node": "b", "cpu": {"brand_raw": "Y"}}))
+    assert cli.main(["compare", base, head]) == 2
+    assert "was measured on Linux X and" in capsys.readouterr().err
+    edit(head, lambda record: record["machine_info"].update(cpu={"brand_raw": "X"}))
+    assert cli.main(["compare", base, head]) == 0
+    assert "files differ in node: a, b" in capsys.readouterr().out
+
+
 def test_files_go_by_number(tmp_path):
     for number in (10, 9, 1):
         (tmp_path / f"run-{number}.json").touch()
@@ -357,7 +447,10 @@ def test_a_real_file_of_pytest_benchmark(tmp_path):
     command += ["--benchmark-min-rounds=20", "--benchmark-max-time=0.01", "test_it.py"]
     alone = {key: value for key, value in os.environ.items() if "XDIST" not in key}  # it turns benchmarks off
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=alone)
-    assert list(pytest_json.read(tmp_path / "b.json")) == ["test_it.py::test_it"]
+    found = pytest_json.read(tmp_path / "b.json")
+    assert list(found.benchmarks) == ["test_it.py::test_it"]
+    assert found.machine.startswith(platform.system())
+    assert found.python == f"{platform.python_implementation()} {platform.python_version()}"
 
 
 @pytest.mark.parametrize(
@@ -379,7 +472,7 @@ def test_files_that_cannot_be_compared(tmp_path, content, message, capsys):
 def test_sides_that_do_not_go_together(tmp_path, capsys):
     base = write_runs(tmp_path / "b", np.random.default_rng(0), 1, count=2)
     for head, message in (
-        (f"{base}/run-0.json", "2 and 1"),
+        (f"{base}/run-0.json", "is 2 and"),
         (str(PACKAGE), "the other is not"),
         (str(tmp_path / "none.json"), "No such file"),
         (str(tmp_path / "n*.json"), "no file matches"),

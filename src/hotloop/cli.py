@@ -272,6 +272,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
                         help="default: 1, and for a few problems 2")  # fmt: skip
     parser.add_argument("--pairs", type=_pairs, metavar="N", help="pairs of fresh processes in a round")
     parser.add_argument("--isa", type=_isa, metavar="ISA", help="in place of the best one that the processor has")
+    parser.add_argument("--confirm", nargs=2, metavar=("BASE", "HEAD"),
+                        help="for JSON of pytest-benchmark: a second round of files; what seems slower in the first "
+                        "fails if it is slower in these, too")  # fmt: skip
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the summary there, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, with raw samples")
     parser.add_argument("--ignore-changes", action="store_true",
@@ -295,7 +298,10 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
         if any(kinds):
             if not all(kinds):
                 raise SideError("one side is JSON of pytest-benchmark and the other is not")
-            record = pytest_json.run(options.base, options.head, command)
+            confirm = (options.confirm[0], options.confirm[1]) if options.confirm else None
+            record = pytest_json.run(options.base, options.head, command, confirm)
+        elif options.confirm:
+            parser.error("argument --confirm: only files of pytest-benchmark need it; other sides are measured again")
         else:
             base, head = (
                 resolve(name, ignore_changes=options.ignore_changes, say=say) for name in (options.base, options.head)

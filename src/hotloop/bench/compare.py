@@ -48,6 +48,7 @@ def new_record(kind: str, base: str, head: str, command: Sequence[str]) -> Recor
             "resamples": stats.RESAMPLES,
         },
         "remarks": [],
+        "confirmed": kind == "hotloop",  # whether it takes a second round to fail
         "rounds": [],
     }
 
@@ -180,7 +181,7 @@ def markdown(record: Mapping[str, Any]) -> str:
             f"A/A noise (BASE against BASE, this run): median {100 * level['median']:.1f} %, largest "
             f"{100 * level['largest']:.1f} %. A case is slower if all of its interval is above the larger of "
             f"{100 * record['statistics']['floor']:g} % and its noise"
-            + (", in a second round too." if record["kind"] == "hotloop" else "."),
+            + (", in a second round too." if record["confirmed"] else " (one round, which nothing confirms)."),
             "",
         ]
     cases = sorted(record["rounds"][0]["cases"], key=lambda case: -case.get("change", float("inf")))

@@ -1,7 +1,7 @@
 """Timing two sides of a comparison: pairs of fresh processes, and the base twice in each for the noise.
 
 A machine changes: for seconds it is a third slower, and each process has its own luck with where its memory lies. What
-lasts seconds is met by interleaving: the processes of a pair are stopped but for one, and take turns of some 7 ms in an
+lasts seconds is met by interleaving: the processes of a pair are stopped but for one, and take turns of some 5 ms in an
 order that is mirrored (A T B, B T A), so a drift cancels. What a process keeps for life is met by many fresh pairs.
 """
 

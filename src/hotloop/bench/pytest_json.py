@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,35 @@ import numpy as np
 
 from . import stats
 from .compare import Record, conclude, new_record, write_judgements
+from .pairs import name_of
 from .sides import SideError
 
-Benchmarks = dict[str, list[float]]  # seconds by full name
+Sides = tuple[str, str]  # BASE and HEAD as the user wrote them
+
+
+@dataclass(frozen=True)
+class Run:
+    """One file.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    machine : str
+        System and processor. Times of two of them say nothing about two sides.
+    node : str
+        The computer's name.
+    python : str
+        Implementation and version.
+    benchmarks : dict[str, list[float]]
+        Seconds by full name, a number a round.
+    """
+
+    path: Path
+    machine: str
+    node: str
+    python: str
+    benchmarks: dict[str, list[float]]
 
 
 def is_json(name: str) -> bool:
@@ -41,7 +68,7 @@ def files(name: str) -> list[Path]:
     return sorted(found, key=by_number)
 
 
-def read(path: Path) -> Benchmarks:
+def read(path: Path) -> Run:
     """Read the raw samples of a file. Raises SideError."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -49,22 +76,44 @@ def read(path: Path) -> Benchmarks:
         raise SideError(f"{path}: {error.strerror}") from None
     except ValueError:
         raise SideError(f"{path} is not JSON") from None
-    if not isinstance(record, dict) or "benchmarks" not in record or "machine_info" not in record:
+    if not isinstance(record, dict) or not {"benchmarks", "machine_info"} <= record.keys():
         raise SideError(f"{path} was not written by pytest-benchmark (`pytest --benchmark-json=FILE`)")
-    found: Benchmarks = {}
+    found: dict[str, list[float]] = {}
     for one in record["benchmarks"]:
         data = one.get("stats", {}).get("data")
         if not data:
-            raise SideError(f"{path} has no raw samples: write it by --benchmark-json, or with --benchmark-save-data")
+            raise SideError(
+                f"{path} has no raw samples of {one.get('fullname', 'a benchmark')}: write it by --benchmark-json, or "
+                "with --benchmark-save-data"
+            )
         found[one["fullname"]] = data
-    return found
+    facts: dict[str, Any] = record["machine_info"]
+    cpu = facts.get("cpu") or {}
+    machine = " ".join(filter(None, (facts.get("system"), facts.get("machine"), cpu.get("brand_raw"))))
+    python = " ".join(filter(None, (facts.get("python_implementation"), facts.get("python_version"))))
+    return Run(path, machine, facts.get("node", ""), python, found)
 
 
-def _times(runs: Sequence[Benchmarks], name: str, blocks: int) -> stats.Array:
+def read_sides(sides: Sides) -> tuple[list[Run], list[Run]]:
+    """Read the files of both sides, which have to be as many and of one machine. Raises SideError."""
+    base, head = ([read(path) for path in files(name)] for name in sides)
+    if len(base) != len(head):
+        raise SideError(f"files are compared in pairs, and {sides[0]} is {len(base)} and {sides[1]} {len(head)}")
+    first = base[0]
+    for run in (*base, *head):
+        if run.machine != first.machine:
+            raise SideError(
+                f"{first.path} was measured on {first.machine or 'an unknown machine'} and {run.path} on "
+                f"{run.machine or 'an unknown machine'}; both sides have to be measured on one machine, in turn"
+            )
+    return base, head
+
+
+def _times(runs: Sequence[Run], name: str, blocks: int) -> stats.Array:
     """Return a time for every process; or for every block of its samples, where there are fewer than pairs needed."""
     if blocks == 1:
-        return np.array([stats.process_time(run[name]) for run in runs])
-    parts = [np.array_split(np.asarray(run[name], np.float64), blocks) for run in runs]
+        return np.array([stats.process_time(run.benchmarks[name]) for run in runs])
+    parts = [np.array_split(np.asarray(run.benchmarks[name], np.float64), blocks) for run in runs]
     return np.array([stats.process_time(part) for run in parts for part in run])
 
 
@@ -74,44 +123,72 @@ def _apart(times: stats.Array) -> stats.Array:
     return np.asarray(logs[:, 1] - logs[:, 0])
 
 
-def run(base: str, head: str, command: Sequence[str] = ()) -> Record:
-    """Compare the k-th file of BASE with the k-th of HEAD, benchmark by benchmark. Raises SideError."""
-    first, second = ([read(path) for path in files(name)] for name in (base, head))
-    if len(first) != len(second):
-        raise SideError(f"files are compared in pairs, and there are {len(first)} and {len(second)}")
-    names = [name for name in first[0] if all(name in one for one in (*first, *second))]
-    if not names:
-        raise SideError("no benchmark is in all files")
-    record = new_record("pytest-benchmark", base, head, command)
-    record["base"]["files"], record["head"]["files"] = ([str(path) for path in files(name)] for name in (base, head))
-    everything: Mapping[str, None] = dict.fromkeys(name for one in (*first, *second) for name in one)
-    if left := [name for name in everything if name not in names]:
-        record["remarks"].append(f"left out, since not in all files: {', '.join(left)}")
-    pairs = len(first)
+def judge_files(base: Sequence[Run], head: Sequence[Run], names: Collection[str], remarks: list[str]) -> dict[str, Any]:
+    """Judge these benchmarks, the k-th file of BASE with the k-th of HEAD, as a round. Raises SideError."""
+    pairs = len(base)
     blocks = 1 if pairs >= stats.AT_LEAST else -(-stats.AT_LEAST // pairs)
     if blocks > 1:
-        record["remarks"].append(
+        remarks.append(
             f"only {pairs} process{'es' if pairs > 1 else ''} a side, so samples stand for processes: what differs "
             f"from process to process is not seen, or passes for a change. {stats.AT_LEAST} files a side, measured in "
             "turn, are what a gate needs"
         )
-    cases, effects, noises = [], [], []
+    cases, effects, noises, left = [], [], [], []
     for name in names:
-        case: dict[str, Any] = {"name": name, "status": "ok", "detail": "", "samples": {}}
-        case["samples"] = {"base": [one[name] for one in first], "head": [one[name] for one in second]}
-        if min(len(data) for side in case["samples"].values() for data in side) < blocks:
-            record["remarks"].append(f"{name}: left out, too few samples")
+        samples = {"base": [run.benchmarks[name] for run in base], "head": [run.benchmarks[name] for run in head]}
+        if (least := min(len(data) for side in samples.values() for data in side)) < blocks:
+            left.append(f"{name}: left out, too few samples ({least} in a file, and {blocks} are needed)")
             continue
-        ours, theirs = _times(second, name, blocks), _times(first, name, blocks)
+        ours, theirs = _times(head, name, blocks), _times(base, name, blocks)
         if min(ours.min(), theirs.min()) <= 0:
-            record["remarks"].append(f"{name}: left out, a time of zero")
+            left.append(f"{name}: left out, a time of zero")
             continue
-        cases.append(case)
+        cases.append({"name": name, "status": "ok", "detail": "", "samples": samples})
         effects.append(np.log(ours) - np.log(theirs))
         noises.append(np.concatenate([_apart(theirs), _apart(ours)]))
     if not cases:
-        raise SideError("; ".join(record["remarks"]))
+        raise SideError("; ".join(left))
+    remarks += left
     write_judgements(cases, effects, noises)
-    record["rounds"].append({"plan": {"pairs": pairs, "blocks": blocks}, "cases": cases})
+    return {"plan": {"pairs": pairs, "blocks": blocks}, "cases": cases}
+
+
+def run(base: str, head: str, command: Sequence[str] = (), confirm: Sides | None = None) -> Record:
+    """Compare files benchmark by benchmark, and hold what seems slower to a second round of files. Raises SideError."""
+    first, second = read_sides((base, head))
+    again = None if confirm is None else read_sides(confirm)
+    known = {run.path.resolve() for run in (*first, *second)}
+    for run in () if again is None else (*again[0], *again[1]):
+        if run.path.resolve() in known:
+            raise SideError(f"{run.path} is in both rounds, and what is measured once cannot confirm itself")
+        if run.machine != first[0].machine:
+            raise SideError(f"{first[0].path} was measured on {first[0].machine} and {run.path} on {run.machine}")
+    names = [name for name in first[0].benchmarks if all(name in run.benchmarks for run in (*first, *second))]
+    if not names:
+        raise SideError("no benchmark is in all files")
+    record = new_record("pytest-benchmark", base, head, command)
+    record["base"]["files"], record["head"]["files"] = ([str(run.path) for run in side] for side in (first, second))
+    record["confirmed"] = again is not None
+    remarks: list[str] = record["remarks"]
+    everything: Mapping[str, None] = dict.fromkeys(name for run in (*first, *second) for name in run.benchmarks)
+    if left := [name for name in everything if name not in names]:
+        remarks.append(f"left out, since not in all files: {', '.join(left)}")
+    for what in ("node", "python"):
+        values = sorted({getattr(run, what) for run in (*first, *second)})
+        if len(values) > 1:
+            remarks.append(f"files differ in {what}: {', '.join(values)}")
+    record["rounds"].append(judge_files(first, second, names, remarks))
+    slower = [name_of(case) for case in record["rounds"][0]["cases"] if case["verdict"] == "slower"]
+    if again is not None and slower:
+        if missing := [n for n in slower if not all(n in run.benchmarks for run in (*again[0], *again[1]))]:
+            raise SideError(f"to be confirmed, and not in all files of the second round: {', '.join(missing)}")
+        of_second: list[str] = []
+        record["rounds"].append(judge_files(*again, slower, of_second))
+        judged = {name_of(case) for case in record["rounds"][1]["cases"]}
+        if missing := [name for name in slower if name not in judged]:
+            raise SideError(f"the second round cannot confirm {', '.join(missing)}: {'; '.join(of_second)}")
+        remarks += [f"second round: {remark}" for remark in of_second]
+    elif slower:
+        remarks.append("nothing confirms this: measure once more into other files, and give them with --confirm")
     conclude(record)
     return record

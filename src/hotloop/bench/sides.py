@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 from .processes import WorkerProcess, candidate_environment
 
 OVERLAY = Path(__file__).with_name("overlay.py")
+KEPT = 8  # built revisions, some 2 MB each: the sides of a few comparisons that run at the same time
 WORTH_A_BUILD = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS", "CMAKE_GENERATOR", "SKBUILD_CMAKE_ARGS")
 
 
@@ -129,6 +131,8 @@ def build(commit: str, say: Callable[[str], None] = lambda _: None) -> Path:
     """Build a revision into a prefix of its own, or find the one built before. The native module has to come out."""
     target = cache_folder() / f"{commit[:12]}-{_fingerprint(_compiler())}"
     if target.is_dir():
+        with suppress(OSError):
+            os.utime(target)  # used just now
         return target
     say(f"building {commit[:12]}")
     archive = _git("archive", "--format=tar", commit)
@@ -154,9 +158,32 @@ def build(commit: str, say: Callable[[str], None] = lambda _: None) -> Path:
             raise SideError("\n".join((f"{commit[:12]} does not build:", *lines[-15:])))
         if not list(made.glob("hotloop/_ffi*")):
             raise SideError(f"{commit[:12]} was built without the native module")
+        os.utime(made)
         with suppress(OSError):  # somebody else has built it meanwhile
             made.rename(target)
+    prune(target.parent)
     return target
+
+
+def prune(folder: Path, keep: int = KEPT) -> None:
+    """Remove built revisions but for those used last, and what a build that was killed has left more than a day ago."""
+
+    def used(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:  # somebody else removes it
+            return 0.0
+
+    everything = sorted(folder.iterdir(), key=used, reverse=True)
+    whole = [path for path in everything if not path.name.startswith(".")]
+    parts = [path for path in everything if path.name.startswith(".") and used(path) < time.time() - 86400]
+    for path in whole[keep:]:
+        # Under another name at once: half of a revision must not be found as one that was built.
+        aside = path.with_name(f".removing-{path.name}-{os.getpid()}")
+        with suppress(OSError):
+            parts.append(path.rename(aside))
+    for path in parts:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def resolve(name: str, *, ignore_changes: bool = False, say: Callable[[str], None] = lambda _: None) -> Side:

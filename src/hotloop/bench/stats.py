@@ -69,9 +69,9 @@ AT_LEAST = 10  # pairs
 
 
 def process_time(samples: Any) -> Array:
-    """Return one time for every process: the lower quartile of its samples, which are the last axis.
+    """Return one time for every process: the least of its samples, which are the last axis.
 
-    Other work only ever adds time, so low quantiles repeat better than means; but the minimum is one sample.
+    Other work only ever adds time, so low quantiles repeat better than means. QUANTILE was chosen on stored samples.
     """
     return np.asarray(np.quantile(np.asarray(samples, np.float64), QUANTILE, axis=-1))
 
