@@ -2138,7 +2138,108 @@ TORCH = [
     ),
 ]
 
+GATE = "tests/test_gate.py -k"
+COUNTS = "tests/test_counts.py -k"
+GATES = [
+    Mutant(
+        "gate-cases-not-corrected",
+        "src/hotloop/bench/stats.py",
+        "        share = family / len(effects)\n",
+        "        share = family\n",
+        "with many cases one of them is slower by chance",
+        f"{GATE} test_more_cases_need_more_proof",
+    ),
+    Mutant(
+        "gate-noise-dropped",
+        "src/hotloop/bench/stats.py",
+        "threshold = max(floor, level)",
+        "threshold = floor",
+        "on a noisy machine equal things differ",
+        f"{GATE} test_noise_raises_the_threshold",
+    ),
+    Mutant(
+        "gate-ratio-upside-down",
+        "src/hotloop/bench/stats.py",
+        "return third - (first + second) / 2, second - first",
+        "return (first + second) / 2 - third, second - first",
+        "faster is slower",
+        f"{GATE} test_log_ratios",
+    ),
+    Mutant(
+        "gate-noise-by-its-mean-alone",
+        "src/hotloop/bench/stats.py",
+        "ends = np.quantile(medians, (0.025, 0.975), axis=-1)",
+        "ends = np.quantile(medians, (0.5, 0.5), axis=-1)",
+        "noise whose median is none raises no threshold",
+        f"{GATE} test_noise_raises_the_threshold",
+    ),
+    Mutant(
+        "gate-middle-decides",
+        "src/hotloop/bench/stats.py",
+        "slower, faster = np.expm1(low) > threshold",
+        "slower, faster = np.expm1(np.median(effect)) > threshold",
+        "slower without a proof",
+        f"{GATE} test_more_cases_need_more_proof",
+    ),
+    Mutant(
+        "gate-confirmation-skipped",
+        "src/hotloop/bench/compare.py",
+        'if case["verdict"] == "slower" and (confirmed is None or name in confirmed):',
+        'if case["verdict"] == "slower":',
+        "one round is enough to fail",
+        f"{GATE} test_a_slowdown_counts_if_it_is_confirmed",
+    ),
+    Mutant(
+        "gate-one-round",
+        "src/hotloop/bench/compare.py",
+        "    for number in (1, 2):\n",
+        "    for number in (1,):\n",
+        "nothing is measured twice",
+        f"{GATE} test_what_seems_slower",
+    ),
+    Mutant(
+        "gate-broken-head-passes",
+        "src/hotloop/bench/compare.py",
+        'record["passed"] = bool(noises) and not regressions and not broken',
+        'record["passed"] = bool(noises) and not regressions',
+        "a HEAD with wrong answers passes",
+        f"{GATE} test_a_head_that_is_wrong",
+    ),
+    Mutant(
+        "gate-orders-not-mirrored",
+        "src/hotloop/bench/pairs.py",
+        "return found if turn % 2 == 0 else found[::-1]",
+        "return found",
+        "a drift is taken for a change",
+        f"{GATE} test_orders_are_mirrored",
+    ),
+    Mutant(
+        "gate-files-not-confirmed",
+        "src/hotloop/bench/pytest_json.py",
+        '        record["rounds"].append(judge_files(*again, slower, of_second))\n',
+        '        record["rounds"].append(judge_files(first, second, slower, of_second))\n',
+        "the second round of files is never looked at",
+        f"{GATE} test_a_second_round_of_files",
+    ),
+    Mutant(
+        "counts-mean-ignored",
+        "tools/count_gate.py",
+        "return not (self.dearer or self.mean_is_dearer or self.unknown or self.gone)",
+        "return not (self.dearer or self.unknown or self.gone)",
+        "a percent and a half on everything passes",
+        f"{COUNTS} test_judge",
+    ),
+    Mutant(
+        "counts-of-another-compiler",
+        "tools/count_gate.py",
+        "        return self.compiler, self.libc\n",
+        '        return "", self.libc\n',
+        "counts are held against those of another compiler",
+        f"{COUNTS} test_no_baseline_is_said_loudly",
+    ),
+]
+
 MUTANTS = [
     *CELLS, *MATH, *SIMD, *GEMM, *FORWARD, *BACKWARD, *SCHEDULE, *TEAMS, *THREADS, *ABI, *SPECIFICATION, *GLUE, *LAYERS,
-    *RAGGED, *TORCH,
+    *RAGGED, *TORCH, *GATES,
 ]  # fmt: skip

@@ -145,6 +145,22 @@ def test_update(tmp_path):
         gate.load(path)
 
 
+@pytest.mark.parametrize(
+    ("counted", "message"),
+    [([1000, 1000, 1030], None), ([1000, 1001, 1030], "do not repeat"), ([1000, 1000, 1000], "were not counted")],
+)
+def test_a_check_proves_itself(counted, message, monkeypatch):
+    planted = []
+    values = iter(counted)
+    monkeypatch.setattr(gate, "count_case", lambda *arguments: planted.append(arguments[3:]) or next(values))
+    if message is None:
+        gate.prove("valgrind", Path("program"), "case")
+        assert planted == [(), (), (30,)]
+    else:
+        with pytest.raises(gate.Failure, match=message):
+            gate.prove("valgrind", Path("program"), "case")
+
+
 def test_without_valgrind(monkeypatch, capsys):
     monkeypatch.setattr(gate.platform, "system", lambda: "Linux")
     monkeypatch.setattr(gate.platform, "machine", lambda: "x86_64")

@@ -236,6 +236,25 @@ def test_a_slowdown_counts_if_it_is_confirmed(first, second, expected):
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.parametrize(("again", "expected"), [(1.08, 1), (1.0, 0)])
+def test_what_seems_slower_is_measured_once_more(again, expected, monkeypatch):
+    rng, asked = np.random.default_rng(0), []
+
+    def measure(cases, base, head, plan, isa, progress):
+        asked.append([pairs.name_of(case) for case in cases])
+        for case in cases:
+            factor = 1.0 if pairs.name_of(case) != GATE_SHORT[1].name else 1.08 if len(asked) == 1 else again
+            for role in pairs.ROLES:
+                times = 1e-4 * np.exp(0.005 * rng.standard_normal((20, 5)))
+                case["samples"][role] = (times * (factor if role == "head" else 1)).tolist()
+        return {"plan": {}, "base": None, "head": None}
+
+    monkeypatch.setattr(compare, "measure", measure)
+    record = compare.run(side(), side(), compare.default_cases("gate-short", 1), FAST)
+    assert asked == [[problem.name for problem in GATE_SHORT], [GATE_SHORT[1].name]]
+    assert compare.status(record) == expected
+
+
 # Sides
 
 

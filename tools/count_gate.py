@@ -5,6 +5,8 @@
     python tools/count_gate.py check --plant 3     as if every call took 3 % more: has to fail
     python tools/count_gate.py update              write the counts into benchmarks/counts.json, and say what changed
 
+Each check proves itself first: a call counted twice has one count, and 3 % more are seen.
+
 The calls are those of tests/native/counts.cpp: one thread, AVX2, no Python. Their counts are the same on every run with
 the same compiler, flags and C library; a baseline is kept for each of these. A call that takes more than 2 % more
 fails, and so does a mean (geometric, over all calls) of more than 1 %. docs/counting.md says what counts do not see.
@@ -40,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "benchmarks" / "counts.json"
 MOST_OF_A_CASE, MOST_IN_THE_MEAN = 1.02, 1.01
 COUNTED = "hotloop_counted"  # the function of tests/native/counts.cpp
+PLANTED = 3  # percent, by which every check proves that it sees
 PASSED, FAILED, SKIPPED = 0, 1, 3
 
 
@@ -188,6 +191,17 @@ def count_case(valgrind: str, program: Path, name: str, more: int = 0) -> int:
         return instructions(out.read_text(encoding="utf-8"))
 
 
+def prove(valgrind: str, program: Path, name: str) -> None:
+    """Raise unless counts repeat here and show what is planted; or else everything would pass."""
+    first, second = (count_case(valgrind, program, name) for _ in range(2))
+    planted = count_case(valgrind, program, name, round(first * PLANTED / 100))
+    print(f"{name}: {first:,} instructions, then {second:,}; with {PLANTED} % planted {planted:,}", flush=True)
+    if first != second:
+        raise Failure(f"{name} took {first} instructions and then {second}: counts do not repeat here")
+    if not 1 + 0.9 * PLANTED / 100 < planted / first < 1 + 1.1 * PLANTED / 100:
+        raise Failure(f"{name} took {first} instructions, and {planted} with {PLANTED} % more: these were not counted")
+
+
 def count(tree: Path, folder: Path, plant: float = 0, only: Sequence[str] = ()) -> Counts:
     """Build the program of a tree in a folder and count its cases; `plant` adds so many percent to each."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
@@ -208,6 +222,8 @@ def count(tree: Path, folder: Path, plant: float = 0, only: Sequence[str] = ()) 
     if not names:
         raise Failure("there is no such case")
     run([program, names[0]])  # whether there is AVX2
+    if not plant:
+        prove(valgrind, program, names[0])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
         counts = dict(zip(names, executor.map(of_case, names), strict=True))
     version = run([valgrind, "--version"]).strip().removeprefix("valgrind-")
