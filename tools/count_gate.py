@@ -338,7 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return update(counted, known, options.baseline)
         base = None
         if options.base and all(entry.key != counted.key for entry in known):
-            print(f"There is no baseline for {counted}; {options.base} is counted in its place.", flush=True)
+            print(f"There is no baseline for {counted}; {options.base} is counted in its place.")
+            print("To have one, on a tree whose counts are right: python tools/count_gate.py update", flush=True)
             base = count_revision(options.base, options.only)
         return check(counted, known, base, options.only)
     except Skipped as reason:
