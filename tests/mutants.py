@@ -1995,8 +1995,8 @@ TORCH = [
     Mutant(
         "torch-shape-not-compared",
         "src/hotloop/torch/_packed.py",
-        "if tensor.shape != shape or not tensor.is_contiguous():",
-        "if tensor.shape != shape:",
+        "if tensor.shape != shape or not tensor.is_contiguous() or tensor.is_neg():",
+        "if tensor.shape != shape or tensor.is_neg():",
         "a transposed weight is read as it was",
         "tests/test_torch_weights.py -k test_weights_that_are_views",
     ),
