@@ -379,6 +379,7 @@ int32_t hotloop_hash(const void* const* arrays, const int64_t* bytes, int64_t co
   for (int64_t i = 0; i < count; ++i) {
     if (bytes[i] < 0 || missing(arrays[i], bytes[i])) return HOTLOOP_BAD_ARGUMENT;
   }
+  if (hotloop::active_table() == nullptr) return HOTLOOP_UNKNOWN_ISA;
   hotloop::hash(arrays, bytes, count, seed, result);
   return HOTLOOP_OK;
 }

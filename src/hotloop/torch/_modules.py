@@ -129,7 +129,7 @@ class _Recurrent(_Base):
         """  # fmt: skip
         kept: Kept | None = self.__dict__.get("_hotloop")
         tensors = self._tensors()
-        if kept is None or not kept.holds(tensors) or kept.short is None:
+        if kept is None or not kept.holds(tensors) or kept.direct is None:
             return None
         dtype, shape = kept.dtype, x.shape
         if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous() or x.is_neg():
