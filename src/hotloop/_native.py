@@ -251,14 +251,14 @@ class Direct:
 
     def infer(
         self, packed: Packed | None, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: Array, h_n: Array,
-        c_n: Array | None, threads: int,
+        c_n: Array | None, resets: int, threads: int,
     ) -> None:  # fmt: skip
-        if packed is None or _forward_step(
+        if packed is None or resets or _forward_step(
             packed.like, seq_len, batch_size, _cast(_VOID, x), _cast(_VOID, h0), _cast(_VOID, c0), _from_buffer(output),
             _from_buffer(h_n), _NULL if c_n is None else _from_buffer(c_n),
         ):  # fmt: skip
             like = self.like.forward if packed is None else packed.struct
-            self._forward(like, seq_len, batch_size, x, h0, c0, output, h_n, c_n, None, None, threads)
+            self._forward(like, seq_len, batch_size, x, h0, c0, output, h_n, c_n, None, None, resets, threads)
 
     def _set(
         self, target: Any, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: Any, h_n: Array, gates: Any,
@@ -281,11 +281,11 @@ class Direct:
         self, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: Array, h_n: Array, c_n: Array | None,
         gates: Array | None, c: Array | None, threads: int,
     ) -> None:  # fmt: skip
-        self._forward(self.like.forward, seq_len, batch_size, x, h0, c0, output, h_n, c_n, gates, c, threads)
+        self._forward(self.like.forward, seq_len, batch_size, x, h0, c0, output, h_n, c_n, gates, c, 0, threads)
 
     def _forward(
         self, like: Any, seq_len: int, batch_size: int, x: int, h0: int, c0: int, output: Array, h_n: Array,
-        c_n: Array | None, gates: Array | None, c: Array | None, threads: int,
+        c_n: Array | None, gates: Array | None, c: Array | None, resets: int, threads: int,
     ) -> None:  # fmt: skip
         targets = ffi.new(_FORWARD, 1)
         targets[0] = like
@@ -295,6 +295,8 @@ class Direct:
         )  # fmt: skip
         if c_n is not None:
             target.c_n = _from_buffer(c_n)
+        if resets:
+            target.resets, target.resets_stride_t, target.resets_stride_b = _cast(_BYTES, resets), batch_size, 1
         _run(_FORWARD_CALLS, targets, 1, threads)
 
     def backward(

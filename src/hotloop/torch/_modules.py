@@ -123,7 +123,7 @@ class _Recurrent(_Base):
             self.__dict__["_hotloop"] = kept
         return kept
 
-    def _quick(self, layout: str, x: Tensor, hx: Any) -> Any:
+    def _quick(self, layout: str, x: Tensor, hx: Any, resets: Any = None) -> Any:
         """A call of one layer in one direction: output, h_n and c_n, those that there are. None where anything is
         unusual: the long way finds out what.
         """  # fmt: skip
@@ -150,6 +150,8 @@ class _Recurrent(_Base):
             return None
         if features != self.input_size or not seq_len * batch_size:
             return None
+        if resets is not None and not _fits(resets, torch.bool, shape[:2]):
+            return None
         h0 = c0 = None
         if hx is not None:
             if kept.call.cell.has_c:
@@ -169,8 +171,10 @@ class _Recurrent(_Base):
             or (h0 is not None and h0.requires_grad)
             or (c0 is not None and c0.requires_grad)
         ):
+            if resets is not None:  # backward needs a copy
+                return None
             return _ops.Recurrence.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)
-        return _single.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0)
+        return _single.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0, resets)
 
     def _run(self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]) -> Any:
         """output, h_n, c_n and c, those that there are; or what is the matter."""
@@ -290,10 +294,10 @@ class _Layers(_Recurrent):
             torch's arguments alone, the errors are torch's.
         """
         if (
-            type(input) is Tensor and lengths is None and resets is None and return_states is False
-            and threads is None and not _traced() and _elsewhere() is None
+            type(input) is Tensor and lengths is None and return_states is False and threads is None
+            and not _traced() and _elsewhere() is None
         ):  # fmt: skip
-            results = self._quick("batch_first" if self.batch_first else "time_major", input, hx)
+            results = self._quick("batch_first" if self.batch_first else "time_major", input, hx, resets)
             if results is not None:
                 return (results[0], results[1:]) if len(results) == 3 else results
         extra = lengths is not None or resets is not None or return_states is not False or threads is not None

@@ -31,6 +31,7 @@ def infer(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """output, h_n and c_n, if there is one. `states` is the shape of h_n."""
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
@@ -40,8 +41,9 @@ def infer(
     output, h_n = empty((*x.shape[:-1], weights.hidden_size), dtype), np.empty(states, dtype)
     c_n = np.empty(states, dtype) if weights.cell.has_c else None
     kept.direct.infer(
-        packed, seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, threads_of(None)
-    )
+        packed, seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, _address(resets),
+        threads_of(None),
+    )  # fmt: skip
     if c_n is None:
         return to_tensor(output), to_tensor(h_n)
     return to_tensor(output), to_tensor(h_n), to_tensor(c_n)
