@@ -1961,6 +1961,30 @@ RAGGED = [
 
 TORCH = [
     Mutant(
+        "torch-resets-lost",
+        "src/hotloop/_native.py",
+        "if packed is None or resets or _forward_step(",
+        "if packed is None or _forward_step(",
+        "short calls without gradients do not see resets",
+        "tests/test_torch_modules.py -k test_resets_without_gradients",
+    ),
+    Mutant(
+        "torch-hash-one-sum",
+        "csrc/kernels/hash.h",
+        "keys + at + hotloop::kHashShift",
+        "keys + at",
+        "both sums are the same",
+        "tests/test_torch_weights.py -k test_hash",
+    ),
+    Mutant(
+        "torch-batched-gradients",
+        "src/hotloop/torch/_double.py",
+        "return [next(found) if flag and one is not None else None for",
+        "return [next(found) if one is not None else None for",
+        "many gradients at once are those of others where not all are wanted",
+        "tests/test_torch_gradients.py -k test_many_gradients",
+    ),
+    Mutant(
         "torch-hash-blind",
         "csrc/hash.cpp",
         "sum += product(sums[0] + random(seed, done), sums[1] + random(seed, done + 1));",

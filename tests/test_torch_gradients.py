@@ -131,6 +131,10 @@ def test_many_gradients_at_once(kind):
     for grads in (batched, torch.func.vmap(gradients)(many)):
         for grad, expected in zip(grads, one_by_one, strict=True):
             torch.testing.assert_close(grad, expected)
+    leaves[1].requires_grad_(False)
+    result, some = states_of(ours(x.detach()))[0], leaves[2:]
+    batched = torch.autograd.grad(result, some, many, is_grads_batched=True)
+    assert all(map(torch.allclose, batched, one_by_one[2:]))
     jacobians = [
         torch.autograd.functional.jacobian(lambda x, module=module: states_of(module(x))[0].sum(0), x, vectorize=True)
         for module in (ours, theirs)
