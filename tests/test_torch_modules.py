@@ -306,6 +306,23 @@ def test_dropout():
         torch.testing.assert_close(module(x)[0], upper(kept)[0], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_one_row_and_large_weights(kind):
+    """Without gradients torch runs such a cell, unless it is given `threads`: it is faster there."""
+    ours, theirs = twins(kind, 700, 512)
+    for rows in (1, 2):
+        x, h = torch.randn(rows, 700), torch.randn(rows, 512)
+        hx = (h, h) if kind == "LSTMCell" else h
+        with torch.no_grad():
+            first = ours(x, hx)  # the weights are not known yet
+            got, asked, want = ours(x, hx), ours(x, hx, threads=1), theirs(x, hx)
+        if rows == 1:
+            assert all(map(torch.equal, states_of(got), states_of(want)))
+        for results in (first, got, asked):
+            for one, expected in zip(states_of(results), states_of(want), strict=True):
+                torch.testing.assert_close(one, expected)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_resets_without_gradients(kind, batch_first):

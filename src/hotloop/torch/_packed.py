@@ -34,6 +34,7 @@ class Kept:
         self.dtype = tensors[0].dtype
         self.weights: list[list[Weights]] = call.weights(tensors)
         self._of = [(tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors]
+        self.nbytes = sum(tensor.nbytes for tensor in tensors)
         self._of_layout: dict[str, Call] = {}
         self._backend: Any = None
         self._fingerprint: Any = None
