@@ -400,6 +400,11 @@ int32_t hotloop_use_isa(const char* name) {
 
 int32_t hotloop_processors(void) { return hotloop::processors(); }
 
+void hotloop_borrow_threads(void (*parallel)(void (*task)(void*), void* data, unsigned threads, unsigned flags),
+                            int (*max_threads)(void)) {
+  hotloop::borrow_threads(parallel, max_threads);
+}
+
 const char* hotloop_status_string(int32_t status) {
   switch (status) {
     case HOTLOOP_OK: return "success";

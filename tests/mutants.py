@@ -1961,6 +1961,22 @@ RAGGED = [
 
 TORCH = [
     Mutant(
+        "torch-threads-in-a-fork",
+        "csrc/threads.cpp",
+        "  openmp_most.store(nullptr, std::memory_order_relaxed);",
+        "",
+        "a forked child waits for OpenMP's threads, which it does not have",
+        "tests/test_pool.py -k 'test_on_torchs_threads and fork-3'",
+    ),
+    Mutant(
+        "torch-threads-too-few",
+        "csrc/threads.cpp",
+        "return most != nullptr && most() >= threads;",
+        "return most != nullptr;",
+        "calls run on fewer threads than they are to have",
+        "tests/test_pool.py -k 'test_on_torchs_threads and python_threads'",
+    ),
+    Mutant(
         "torch-resets-lost",
         "src/hotloop/_native.py",
         "if packed is None or resets or _forward_step(",

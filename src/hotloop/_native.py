@@ -338,6 +338,15 @@ class Direct:
         _run(_BACKWARD_CALLS, targets, 1, threads)
 
 
+def borrow_threads(run: int, most: int) -> None:
+    """Have shares of calls run by GOMP_parallel, at that address, on so many threads as omp_get_max_threads, at the
+    other, says; 0, 0: by threads of our own.
+    """  # fmt: skip
+    lib.hotloop_borrow_threads(
+        _cast("void (*)(void (*)(void *), void *, unsigned, unsigned)", run), _cast("int (*)(void)", most)
+    )
+
+
 _SEED = int.from_bytes(os.urandom(8), "little")
 
 
