@@ -379,6 +379,7 @@ int32_t hotloop_hash(const void* const* arrays, const int64_t* bytes, int64_t co
   for (int64_t i = 0; i < count; ++i) {
     if (bytes[i] < 0 || missing(arrays[i], bytes[i])) return HOTLOOP_BAD_ARGUMENT;
   }
+  if (hotloop::active_table() == nullptr) return HOTLOOP_UNKNOWN_ISA;
   hotloop::hash(arrays, bytes, count, seed, result);
   return HOTLOOP_OK;
 }
@@ -398,6 +399,11 @@ int32_t hotloop_use_isa(const char* name) {
 }
 
 int32_t hotloop_processors(void) { return hotloop::processors(); }
+
+void hotloop_borrow_threads(void (*parallel)(void (*task)(void*), void* data, unsigned threads, unsigned flags),
+                            int (*max_threads)(void)) {
+  hotloop::borrow_threads(parallel, max_threads);
+}
 
 const char* hotloop_status_string(int32_t status) {
   switch (status) {

@@ -177,12 +177,52 @@ class Pool {
   std::atomic<int> workers_{0};
 };
 
+// An OpenMP runtime's threads.
+std::atomic<OpenMpParallel> openmp_run{nullptr};
+std::atomic<int (*)()> openmp_most{nullptr};
+std::atomic<int64_t> openmp_ended{0};  // when they last did something for us
+
+// How long they surely spin after that. libgomp: 300,000 times `pause`, if nothing else is set.
+constexpr int64_t kOpenMpSpinNs = 500'000;
+
+struct Job {
+  void (*task)(void*, int, int);
+  void* context;
+  int count;
+  std::atomic<int> next{0};
+};
+
+void take_shares(void* data) {
+  Job& job = *static_cast<Job*>(data);
+  for (;;) {
+    const int index = job.next.fetch_add(1, std::memory_order_relaxed);
+    if (index >= job.count) return;
+    job.task(job.context, index, job.count);
+  }
+}
+
+bool openmp_has(int threads) {
+  const auto most = openmp_most.load(std::memory_order_acquire);
+  return most != nullptr && most() >= threads;
+}
+
+// Threads: 0, which is as many as that runtime is set to. With another number it would end some of its threads, or start
+// some, and the program's next region the other way round.
+void run_borrowed(int count, void (*task)(void*, int, int), void* context) {
+  Job job{task, context, count};
+  openmp_run.load(std::memory_order_acquire)(&take_shares, &job, 0, 0);
+  openmp_ended.store(monotonic_ns(), std::memory_order_relaxed);
+}
+
 // Never freed: its threads outlive everything, and in a forked child it stays behind with the parent's locks in it.
 std::atomic<Pool*> pool{nullptr};
 
-void forget_pool() { pool.store(nullptr, std::memory_order_relaxed); }
+void forget_threads() {
+  pool.store(nullptr, std::memory_order_relaxed);
+  openmp_most.store(nullptr, std::memory_order_relaxed);
+}
 
-const int registered_at_load = pthread_atfork(nullptr, nullptr, &forget_pool);
+const int registered_at_load = pthread_atfork(nullptr, nullptr, &forget_threads);
 
 Pool* the_pool() {
   Pool* current = pool.load(std::memory_order_acquire);
@@ -200,7 +240,11 @@ void parallel(int count, void (*task)(void*, int, int), void* context) {
   if (count > 1) {
     Pool* const shared = the_pool();
     if (shared != nullptr && shared->try_enter()) {
-      shared->run(count, task, context);
+      if (openmp_has(count)) {
+        run_borrowed(count, task, context);
+      } else {
+        shared->run(count, task, context);
+      }
       shared->leave();
       return;
     }
@@ -208,7 +252,17 @@ void parallel(int count, void (*task)(void*, int, int), void* context) {
   for (int index = 0; index < count; ++index) task(context, index, count);
 }
 
+void borrow_threads(OpenMpParallel run, int (*most)()) {
+  openmp_most.store(nullptr, std::memory_order_release);
+  if (run == nullptr || most == nullptr) return;
+  openmp_run.store(run, std::memory_order_release);
+  openmp_most.store(most, std::memory_order_release);
+}
+
 bool awake(int threads) {
+  if (openmp_has(threads)) {
+    return monotonic_ns() - openmp_ended.load(std::memory_order_relaxed) < kOpenMpSpinNs;
+  }
   const Pool* const current = pool.load(std::memory_order_acquire);
   return current != nullptr && current->awake(threads);
 }

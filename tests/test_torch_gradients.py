@@ -111,6 +111,43 @@ def test_gradient_penalty(kind):
     assert_near(*found, "float64", "gradient")
 
 
+@pytest.mark.parametrize("kind", [*KINDS, *CELLS])
+def test_many_gradients_at_once(kind):
+    """torch.func.vmap over gradients, `is_grads_batched` and the vectorised Jacobian give what one by one gives."""
+    options = {} if "Cell" in kind else {"num_layers": 2, "bidirectional": True}
+    ours, theirs = twins(kind, 3, 4, dtype=torch.float64, **options)
+    generator = torch.Generator().manual_seed(2)
+    shape = (2, 3) if "Cell" in kind else (5, 2, 3)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    result = states_of(ours(x))[0]
+    many = torch.randn(6, *result.shape, generator=generator, dtype=torch.float64)
+    leaves = [x, *ours.parameters()]
+
+    def gradients(grad):
+        return torch.autograd.grad(result, leaves, grad, retain_graph=True)
+
+    one_by_one = [torch.stack(grads) for grads in zip(*map(gradients, many), strict=True)]
+    batched = torch.autograd.grad(result, leaves, many, is_grads_batched=True, retain_graph=True)
+    for grads in (batched, torch.func.vmap(gradients)(many)):
+        for grad, expected in zip(grads, one_by_one, strict=True):
+            torch.testing.assert_close(grad, expected)
+    leaves[1].requires_grad_(False)
+    result, some = states_of(ours(x.detach()))[0], leaves[2:]
+    batched = torch.autograd.grad(result, some, many, is_grads_batched=True)
+    assert all(map(torch.allclose, batched, one_by_one[2:]))
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda x, module=module: states_of(module(x))[0].sum(0), x, vectorize=True)
+        for module in (ours, theirs)
+    ]
+    torch.testing.assert_close(*jacobians)
+    if kind == "LSTM":
+        hessians = [
+            torch.autograd.functional.hessian(lambda x, m=module: m(x)[0].pow(2).sum(), x[:2, :1], vectorize=True)
+            for module in (ours, theirs)
+        ]
+        torch.testing.assert_close(*hessians)
+
+
 def test_second_gradient_reads_copies_of_flags():
     """Callers overwrite lengths and resets in the next step."""
     module = make("GRU", 3, 4, 2, dtype=torch.float64)

@@ -306,6 +306,47 @@ def test_dropout():
         torch.testing.assert_close(module(x)[0], upper(kept)[0], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_one_row_and_large_weights(kind):
+    """Without gradients torch runs such a cell, unless it is given `threads`: it is faster there."""
+    ours, theirs = twins(kind, 700, 512)
+    for rows in (1, 2):
+        x, h = torch.randn(rows, 700), torch.randn(rows, 512)
+        hx = (h, h) if kind == "LSTMCell" else h
+        with torch.no_grad():
+            first = ours(x, hx)  # the weights are not known yet
+            got, asked, want = ours(x, hx), ours(x, hx, threads=1), theirs(x, hx)
+        if rows == 1:
+            assert all(map(torch.equal, states_of(got), states_of(want)))
+        for results in (first, got, asked):
+            for one, expected in zip(states_of(results), states_of(want), strict=True):
+                torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_resets_without_gradients(kind, batch_first):
+    """One layer goes the short way: the bits are those of the way that is differentiated, whatever resets are like."""
+    module = make(kind, 5, 6, batch_first=batch_first)
+    for steps, rows in ((1, 3), (1, 1), (4, 1), (7, 3), (90, 5)):
+        x, *states = (leaf.detach() for leaf in variables(module, steps=steps, rows=rows))
+        hx = tuple(states) if len(states) == 2 else states[0]
+        resets = torch.rand(steps, rows) < 0.4
+        if batch_first:
+            x, resets = x.transpose(0, 1).contiguous(), resets.T.contiguous()
+        output, state = module(x, hx, resets=resets)
+        strided = torch.stack([resets, ~resets], -1)[..., 0]
+        for flags in (resets, strided, resets.numpy()):
+            with torch.no_grad():
+                got, last = module(x, hx, resets=flags)
+            assert torch.equal(got, output)
+            assert all(map(torch.equal, states_of(last), states_of(state)))
+    names, shape = ("(batch_size, seq_len)", (5, 90)) if batch_first else ("(seq_len, batch_size)", (90, 5))
+    less = shape[0] - 1, shape[1]
+    with torch.no_grad(), raises(ValueError, f"resets: expected shape {names} = {shape}, got {less}"):
+        module(x, hx, resets=resets[:-1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_lengths_and_resets(kind):
     """As hotloop's own layers have them; `lengths` as a PackedSequence, with gradients."""

@@ -126,3 +126,8 @@ def test_threads_that_share_a_module():
                 for output in pool.map(lambda _: torch.no_grad()(module)(x)[0], range(50)):
                     assert torch.equal(output, results[scale])
     assert hotloop.torch.LSTM is type(module)
+
+
+def test_share_threads_says_what_it_wants():
+    with pytest.raises(TypeError, match=r"^share: expected True or False, got "):
+        hotloop.torch.share_threads("yes")

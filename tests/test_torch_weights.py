@@ -256,6 +256,48 @@ def test_hash():
     assert len({native.fingerprint([zeros[0, :n]])() for n in range(64)} | {native.fingerprint([])()}) <= 64
 
 
+@pytest.mark.parametrize("isa", native.isas())
+def test_hash_is_what_its_equations_say(isa):
+    """Written anew with Python's integers: every instruction set has the same."""
+    lib, ffi = native.lib, native.ffi
+    rng, mask = np.random.default_rng(1), (1 << 64) - 1
+    seed, result = 12345, ffi.new("uint64_t[2]")
+
+    def number(n):
+        z = (seed + (n + 1) * 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    def nh(words, shift):
+        total = 0
+        for index, word in enumerate(words):
+            key = number(index + shift)
+            low, high = (word + key) % 2**32, ((word >> 32) + (key >> 32)) % 2**32
+            total += low * high
+        return total & mask
+
+    before = native.description()
+    for sizes in ((0,), (5,), (128,), (4096 + 130, 77)):
+        arrays = [rng.integers(0, 256, size, np.uint8) for size in sizes]
+        total, n = 0, 512 + 8
+        for array in arrays:
+            for block in (array[start : start + 4096] for start in range(0, len(array), 4096)):
+                padded = np.zeros(-(-len(block) // 128) * 128, np.uint8)
+                padded[: len(block)] = block
+                words = [int(word) for word in padded.view("<u8")]
+                total += ((nh(words, 0) + number(n)) & mask) * ((nh(words, 8) + number(n + 1)) & mask)
+                n += 2
+        pointers = ffi.new("void *[]", [ffi.from_buffer(array) for array in arrays])
+        try:
+            native.use_isa(isa)
+            status = lib.hotloop_hash(pointers, ffi.new("int64_t[]", sizes), len(sizes), seed, result)
+            assert status == lib.HOTLOOP_OK
+            assert [result[0], result[1]] == [total & mask, total >> 64 & mask]
+        finally:
+            native.use_isa(before)
+
+
 def test_hash_refuses_what_it_cannot_read():
     lib, ffi = native.lib, native.ffi
     result, sizes = ffi.new("uint64_t[2]"), ffi.new("int64_t[]", [8])

@@ -12,6 +12,7 @@ left to torch: docs/torch.md says what that is.
 from ._dynamo import allow_in_compile, watch
 from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, _Layers
 from ._swap import Replaced, replace_modules, restore_modules
+from ._threads import share_threads
 
 __all__ = [
     "GRU",
@@ -24,7 +25,9 @@ __all__ = [
     "allow_in_compile",
     "replace_modules",
     "restore_modules",
+    "share_threads",
 ]
 
 watch(_Layers)
+share_threads()
 del watch

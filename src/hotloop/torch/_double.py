@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import _cells
 from .._contract import Cell
@@ -52,6 +53,25 @@ def backward(
     left = iter(found)
     of_upstream = [None if one is None else next(left) for one in upstream]
     return of_upstream, [None if one is None else next(left) for one in inputs]
+
+
+def once(
+    call: Call, inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of the inputs that are wanted, where one upstream stands for many at once."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        with temporarily_clear_interpreter_stack():  # of torch.func, which the forward pass has no part in
+            inputs = [_variable(tensor, again) for tensor in inputs]
+            results = forward(call, inputs)
+        pairs = [(one, up) for one, up in zip(results, upstream, strict=True) if one is not None and up is not None]
+        chosen = [tensor for tensor, flag in zip(inputs, wanted, strict=True) if flag and tensor is not None]
+        found = iter(
+            torch.autograd.grad(
+                [one for one, _ in pairs], chosen, [up for _, up in pairs], create_graph=again, allow_unused=True
+            )
+        )
+    return [next(found) if flag and one is not None else None for one, flag in zip(inputs, wanted, strict=True)]
 
 
 def _variable(tensor: Tensor | None, connected: bool) -> Tensor | None:

@@ -247,6 +247,8 @@ class Recurrence(torch.autograd.Function):
         grad_output, grad_h_n, *more = grads
         grad_c_n = more.pop(0) if call.cell.has_c else None
         upstream = grad_output, grad_h_n, grad_c_n, more[0] if more else None
+        if any(grad is not None and _batched(grad) for grad in upstream):  # torch's own operations can do that
+            return None, None, None, *_double.once(call, [x, h0, c0, *weights], upstream, wanted)
         if torch.is_grad_enabled():  # for a gradient of the gradient
             of_x, of_h0, of_c0, of_weights = torch.ops.hotloop.backward(
                 x, h0, c0, weights, *arguments(call), *upstream, _or_empty(output, x), _or_empty(c, x), saved, wanted
@@ -255,11 +257,16 @@ class Recurrence(torch.autograd.Function):
             return None, None, None, *(grad if flag else None for grad, flag in zip(every, wanted, strict=True))
         if not ctx.kept.holds(weights):  # as after share_memory_(), which frees the memory they had
             results = call.backward(*upstream, x, h0, c0, call.weights(weights), output, c, saved, wanted)
-        elif ctx.sizes is not None:
+        elif ctx.sizes is not None and ctx.kept.direct is not None:  # None: another backend has been chosen since
             results = _single.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
         else:
             results = call.backward(*upstream, x, h0, c0, ctx.kept.weights, output, c, saved, wanted)
         return None, None, None, *results
+
+
+def _batched(grad: Tensor) -> bool:
+    """Whether it stands for many gradients, as in torch.func.vmap and with `is_grads_batched`."""
+    return bool(torch._C._functorch.is_batchedtensor(grad) or torch._C._functorch.is_legacy_batchedtensor(grad))
 
 
 def _saved(ctx: Any) -> list[Any]:

@@ -34,11 +34,12 @@ class Kept:
         self.dtype = tensors[0].dtype
         self.weights: list[list[Weights]] = call.weights(tensors)
         self._of = [(tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors]
+        self.nbytes = sum(tensor.nbytes for tensor in tensors)
         self._of_layout: dict[str, Call] = {}
         self._backend: Any = None
         self._fingerprint: Any = None
         self._packed: tuple[Any, Any, Any] = None, None, None  # versions, hash, what was packed
-        self._short: Any = None
+        self._direct: Any = None
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors are in this memory."""
@@ -62,18 +63,18 @@ class Kept:
     def _prepare(self, backend: Any) -> None:
         """What a backend can do more than it must."""
         halves = [half for layer in self.weights for half in layer]
-        make, short = (getattr(backend, name, None) for name in ("fingerprint", "Short"))
+        make, direct = (getattr(backend, name, None) for name in ("fingerprint", "Direct"))
         self._fingerprint = None if make is None else make(_arrays(self.weights))
-        self._short = None if short is None or len(halves) > 1 else short(halves[0])
+        self._direct = None if direct is None or len(halves) > 1 else direct(halves[0])
         self._packed = None, None, None
         self._backend = backend
 
     @property
-    def short(self) -> Any:
-        """The one recurrence for short calls, where the backend has such a thing."""
+    def direct(self) -> Any:
+        """The one recurrence on addresses, where the backend has such a thing."""
         if self._backend is not (backend := _backend.active()):
             self._prepare(backend)
-        return self._short
+        return self._direct
 
     def packed(self, tensors: Sequence[Tensor]) -> Any:
         """What the backend in use makes of the weights; None where it makes nothing of them."""

@@ -1,45 +1,26 @@
 """One recurrence over sequences that lie one step after the other: what `Call` does, with nothing asked that is known
-already. Around the kernels of one step, that takes a third of its time. Short calls are made by address.
+already, and made by address. Around the kernels of one step that takes a third of its time.
 """  # fmt: skip
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from .. import _backend, _memory
-from .._contract import Array, Backward, Forward
-from ._bridge import Call, threads_of, to_array, to_tensor
+from .. import _memory
+from ._bridge import Call, threads_of, to_tensor
 from ._packed import MANY_ROWS, Kept
 
 Tensor = torch.Tensor
 
 Sizes = tuple[int, int]  # steps and rows
-
-
 _LITTLE = 1 << 13  # elements of a sequence: below, its arrays are none that _memory would keep
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _forward(
-    kept: Kept, packed: Any, sizes: Sizes, x: Tensor, h0: Tensor | None, c0: Tensor | None, output: Array, h_n: Array,
-    c_n: Array | None, gates: Array | None, c: Array | None,
-) -> Forward:  # fmt: skip
-    """A backend's arguments."""
-    weights, (seq_len, batch_size) = kept.weights[0][0], sizes
-    state = (batch_size, weights.hidden_size)
-    h_0, c_0 = (None if tensor is None else to_array(tensor).reshape(state) for tensor in (h0, c0))
-    last_c = None if c_n is None else c_n.reshape(state)
-    return Forward(
-        weights, packed, False, to_array(x).reshape(seq_len, batch_size, -1), h_0, c_0,
-        output.reshape(seq_len, batch_size, -1), h_n.reshape(state), last_c, gates, c,
-    )  # fmt: skip
 
 
 def infer(
@@ -50,6 +31,7 @@ def infer(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """output, h_n and c_n, if there is one. `states` is the shape of h_n."""
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
@@ -58,11 +40,10 @@ def infer(
     empty = np.empty if seq_len * batch_size * weights.hidden_size < _LITTLE else _memory.empty
     output, h_n = empty((*x.shape[:-1], weights.hidden_size), dtype), np.empty(states, dtype)
     c_n = np.empty(states, dtype) if weights.cell.has_c else None
-    if not few or not kept.short.infer(
-        packed, seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n
-    ):  # fmt: skip
-        args = _forward(kept, packed, sizes, x, h0, c0, output, h_n, c_n, None, None)
-        _backend.active().forward((args,), threads_of(None))
+    kept.direct.infer(
+        packed, seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, _address(resets),
+        threads_of(None),
+    )  # fmt: skip
     if c_n is None:
         return to_tensor(output), to_tensor(h_n)
     return to_tensor(output), to_tensor(h_n), to_tensor(c_n)
@@ -80,11 +61,9 @@ def forward(
     c_n = np.empty(states, dtype) if cell.has_c else None
     gates = empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
     c = empty((seq_len, batch_size, hidden_size), dtype) if cell.has_c else None
-    if seq_len * batch_size >= MANY_ROWS or not kept.short.forward(
-        seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, gates, c
-    ):  # fmt: skip
-        args = _forward(kept, None, sizes, x, h0, c0, output, h_n, c_n, gates, c)
-        _backend.active().forward((args,), threads_of(None))
+    kept.direct.forward(
+        seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, gates, c, threads_of(None)
+    )
     saved = [] if gates is None else [to_tensor(gates)] if c is None else [to_tensor(gates), to_tensor(c)]
     return (to_tensor(output), to_tensor(h_n), None if c_n is None else to_tensor(c_n), None), saved
 
@@ -114,26 +93,11 @@ def backward(
         np.empty(array.shape, dtype) if flag and array is not None else None
         for array, flag in zip(weights[4:], wanted[3:] if call.bias else (*wanted[3:], False, False), strict=True)
     ]
-    short = kept.short  # absent where another backend has been chosen since
-    if short is None or seq_len * batch_size >= MANY_ROWS or not short.backward(
+    kept.direct.backward(
         seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output.data_ptr(),
         saved[0].data_ptr() if cell.saved else 0, saved[1].data_ptr() if cell.has_c else 0,
         (_address(grads[0]), _address(grads[1]), _address(grads[2])), grad_x, of_weights, grad_h0, grad_c0,
-    ):  # fmt: skip
-        shapes = (seq_len, batch_size, hidden_size), *[(batch_size, hidden_size)] * 2
-        arrays = [
-            None if grad is None else to_array(grad).reshape(shape) for grad, shape in zip(grads, shapes, strict=True)
-        ]
-        gates = to_array(saved[0]) if cell.saved else None
-        c = to_array(saved[1]) if cell.has_c else None
-        args = _forward(kept, None, sizes, x, h0, c0, to_array(output), grad_h0, grad_c0, gates, c)
-        back = Backward(
-            args, arrays[0], arrays[1], arrays[2],
-            None if grad_x is None else grad_x.reshape(seq_len, batch_size, -1),
-            of_weights[0], of_weights[1], of_weights[2], of_weights[3],
-            grad_h0.reshape(batch_size, hidden_size),
-            None if grad_c0 is None else grad_c0.reshape(batch_size, hidden_size),
-        )  # fmt: skip
-        _backend.active().backward((back,), threads_of(None))
+        threads_of(None),
+    )  # fmt: skip
     results = [grad_x, grad_h0 if wanted[1] else None, grad_c0 if wanted[2] else None, *of_weights]
     return [None if array is None else to_tensor(array) for array in results[: len(wanted)]]
