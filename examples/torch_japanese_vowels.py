@@ -20,8 +20,8 @@ not idle: another run, while more was going on, gave 2.8 and 2.4 x.
 
             test accuracy          loss in epoch 1          loss in epoch 45          ms a step
             torch    hotloop       torch      hotloop       torch      hotloop        torch   hotloop
-    LSTM    98.6 %   98.4 %        1.537197   1.537197      0.033775   0.032059       2.66    0.73     3.6 x
-    GRU     98.4 %   98.4 %        1.461320   1.461320      0.022659   0.022657       2.64    0.71     3.7 x
+    LSTM    98.6 %   98.4 %        1.537197   1.537197      0.033775   0.032059       3.03    0.73     4.2 x
+    GRU     98.4 %   98.4 %        1.461320   1.461320      0.022659   0.022657       2.46    0.71     3.4 x
 """
 
 from __future__ import annotations
