@@ -698,8 +698,8 @@ def test_modules_are_checked_by_what_a_step_does(problem, name, monkeypatch):
 
     import hotloop.torch
 
-    swapped, made = [], peers._torch_module
-    monkeypatch.setattr(peers, "_torch_module", lambda *args: swapped.append(made(*args)) or swapped[0])
+    swapped, made = [], peers.torch_module
+    monkeypatch.setattr(peers, "torch_module", lambda *args: swapped.append(made(*args)) or swapped[0])
     inputs = check.make_inputs(problem)
     prepared = CANDIDATES[name](torch.get_num_threads()).prepare(problem, inputs)
     (module,) = swapped
