@@ -2,8 +2,8 @@
 
 Attention is one layer as a decoder runs it for one token at batch 1: projections to query, key and value, key and value
 written to the end of a cache that is there already, torch's scaled_dot_product_attention over the cache, and the
-projection of what comes out. The cells are torch.nn's of the same width, stock and swapped by
-`hotloop.torch.replace_modules`, from a given state: all are called from torch, on one thread.
+projection of what comes out. The cells have the same width: torch.nn's, stock and swapped by
+`hotloop.torch.replace_modules`, from a given state, and a layer of ours without torch, from none. All on one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from .check import TOLERANCE, relative_errors
 from .peers import OURS, RUN_MODULES
-from .problems import Problem
+from .problems import Module, Problem
 from .processes import WorkerError, WorkerProcess, start_candidate
 
 PEER = "torch"
@@ -61,12 +61,13 @@ def measure(
     -------
     dict
         The plan's width and heads, and "steps": for each "name" (of the candidate), "step" ("attention", or a cell),
-        "context" (None for a cell), status, detail and rounds as of a case.
+        "module" (of a cell, as of a problem), "context" (None for a cell), status, detail and rounds as of a case.
     """
     steps: list[dict[str, Any]] = []
     for cell in CELLS:
-        steps += [_new_step(name, cell, None) for name in RUN_MODULES]
-    steps += [_new_step(PEER, "attention", context) for context in plan.contexts]
+        steps.append(_new_step(OURS, cell))
+        steps += [_new_step(name, cell, "cell") for name in RUN_MODULES]
+    steps += [_new_step(PEER, "attention", context=context) for context in plan.contexts]
     workers = {name: start_candidate(name, 1, isa) for name in RUN_MODULES}
     try:
         versions = {name: worker.greet()["versions"] for name, worker in workers.items()}
@@ -86,8 +87,9 @@ def measure(
     return {"width": plan.width, "heads": plan.heads, "versions": versions, "steps": steps}
 
 
-def _new_step(name: str, step: str, context: int | None) -> dict[str, Any]:
-    return {"name": name, "step": step, "context": context, "status": "failed", "detail": "", "rounds": []}
+def _new_step(name: str, step: str, module: Module = "", context: int | None = None) -> dict[str, Any]:
+    about = {"name": name, "step": step, "module": module, "context": context}
+    return {**about, "status": "failed", "detail": "", "rounds": []}
 
 
 def _request(step: dict[str, Any], plan: Plan, write_reference: Callable[[Problem], Path]) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _request(step: dict[str, Any], plan: Plan, write_reference: Callable[[Proble
     if step["context"] is not None:
         shape = {"width": plan.width, "heads": plan.heads, "context": step["context"]}
         return {"do": "attention", **shape, "sample_seconds": plan.sample_seconds}
-    problem = Problem(step["step"], "inference", 1, 1, plan.width, plan.width, module="cell")
+    problem = Problem(step["step"], "inference", 1, 1, plan.width, plan.width, module=step["module"])
     return {
         "do": "prepare",
         "problem": problem.as_dict(),
@@ -178,5 +180,7 @@ def label(step: Mapping[str, Any]) -> str:
     """Name a step for people."""
     if step["context"] is not None:
         return "attention (torch)"
-    cell = step["step"].upper() + "Cell"
-    return f"{cell} on hotloop.torch" if step["name"] == OURS else f"{cell} of torch"
+    name = step["step"].upper()
+    if not step["module"]:
+        return f"hotloop.{name}"
+    return f"{name}Cell on hotloop.torch" if step["name"] == OURS else f"{name}Cell of torch"

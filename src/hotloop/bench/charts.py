@@ -266,7 +266,7 @@ def memory(cases: Sequence[Case]) -> list[Chart]:
         said = "; ".join(f"T={line[0]}: kept {line[1]}, peak {line[2]}, torch's peak {line[3]}" for line in lines)
         heads = ("T", "kept, computed", "peak, measured", "torch's peak, measured")
         charts.append(Chart(title, "lines", series, LENGTH, "memory", f"{title}. {said}", Table(heads, lines),
-                            y_format=results.format_bytes, x_ticks=lengths))  # fmt: skip
+                            y_format=results.format_bytes, y_base=2, x_ticks=lengths))  # fmt: skip
     return charts
 
 
@@ -321,6 +321,7 @@ def cost_of_a_step(record: Mapping[str, Any] | None) -> Chart | None:
         shown.setdefault(name, []).extend((place, time) for place in places)
         # Attention is torch's too, so it has a colour of its own.
         style = "attention" if one["context"] is not None else one["name"]
+        style = "swapped" if one["name"] == OURS and one["module"] else style
         styles[name] = (style, 0 if one["context"] is not None else attention.CELLS.index(one["step"]))
         lines.append((name, "any" if one["context"] is None else str(one["context"]), format_time(time)))
     series = [

@@ -30,6 +30,7 @@ STYLES = {
     "jax": ("#8a7400", "#f0e442", "v"),
     "numba": ("#6a3d9a", "#b79af0", "P"),
     "numpy": ("#666666", "#a0a0a1", "x"),
+    "swapped": ("#6a3d9b", "#b79af1", "P"),
     "attention": ("#8a7401", "#f0e443", "v"),
     "lstm": ("#c84b01", "#ff8f4b", "o"),
     "gru": ("#0072b3", "#5ab4f1", "s"),
@@ -136,7 +137,7 @@ def _draw_points(axes: Axes, chart: Chart) -> None:
     axes.set_xscale("log")
     _finish(axes, chart)
     if not chart.log_y:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], *(level for level, _ in chart.levels)))  # room for its name
     _plain_ticks(axes.xaxis, axes.get_xlim(), chart.x_format, 30)
 
 
@@ -146,7 +147,7 @@ def _finish(axes: Axes, chart: Chart) -> None:
     axes.grid(True, which="major", color=GRID, linewidth=0.7)
     if chart.log_y:
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis, axes.get_ylim(), chart.y_format)
+        _plain_ticks(axes.yaxis, axes.get_ylim(), chart.y_format, base=chart.y_base)
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: chart.y_format(value)))
     if chart.right is not None:
@@ -178,7 +179,7 @@ def _legend(axes: Axes, chart: Chart) -> None:
     names = {series.dash_name: series.dash for series in chart.series if series.dash_name}
     for name, dash in sorted(names.items(), key=lambda item: item[1]):
         handles.append(Line2D([], [], color=INK, linestyle=DASHES[dash % len(DASHES)], label=name))
-    columns = 1 if max(len(series.name) for series in chart.series) > 20 else 2
+    columns = 1 if max(len(series.name) for series in chart.series) > 24 else 2
     axes.figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=10.5, frameon=False,
                        handlelength=3)  # fmt: skip
 
@@ -212,10 +213,14 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plain_ticks(axis: Axis, limits: tuple[float, float], label: Callable[[float], str], few: float = 100) -> None:
-    """Plain numbers in place of powers of ten; where the data span little, also 2 and 5 of each."""
+def _plain_ticks(
+    axis: Axis, limits: tuple[float, float], label: Callable[[float], str], few: float = 100, base: float = 10
+) -> None:
+    """Plain numbers in place of powers; of ten where the data span little, also 2 and 5 of each."""
     low, high = limits
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < few else (1,)))
+    if base == 2:  # some eight of them
+        base = 2.0 ** max(1, round(np.log2(high / low) / 8))
+    axis.set_major_locator(LogLocator(base, (1, 2, 5) if base == 10 and high / low < few else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_minor_locator(NullLocator())

@@ -78,12 +78,13 @@ class Part:
         commits = dict.fromkeys((run.get("commit") or {}).get("id", "unknown") for run in self.runs)
         if len(commits) > 1:
             lines.append("commits: " + ", ".join(name[:12] for name in commits))
-        versions: dict[str, dict[str, None]] = {}
+        versions: dict[tuple[str, str], dict[str, None]] = {}
         for run in self.runs:
-            for used in run["environment"]["versions"].values():
+            for candidate, used in run["environment"]["versions"].items():
                 for name, version in used.items():
-                    versions.setdefault(name, {})[version] = None
-        return lines + [f"{name}: {', '.join(found)}" for name, found in versions.items() if len(found) > 1]
+                    versions.setdefault((candidate, name), {})[version] = None
+        found = {name: ", ".join(used) for (_, name), used in versions.items() if len(used) > 1}
+        return lines + [f"{name}: {used}" for name, used in found.items()]
 
 
 def _repeat(name: str, cases: Sequence[tuple[int, results.Case]]) -> Repeat:

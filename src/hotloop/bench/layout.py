@@ -77,6 +77,8 @@ class Chart:
         Writes a tick.
     x_ticks : sequence of float
         Where to put ticks; empty to choose.
+    y_base : {10, 2}
+        Whose powers have ticks.
     log_y : bool
         The x axis is logarithmic except for bars.
     right : (float, str, callable) or None
@@ -95,6 +97,7 @@ class Chart:
     x_format: Callable[[float], str] = "{:g}".format
     y_format: Callable[[float], str] = "{:g}".format
     x_ticks: Sequence[float] = ()
+    y_base: int = 10
     log_y: bool = True
     right: tuple[float, str, Callable[[float], str]] | None = None
     levels: Sequence[tuple[float, str]] = ()

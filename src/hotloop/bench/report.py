@@ -97,7 +97,7 @@ def _list(items: Iterable[tuple[str, str]]) -> str:
 def _figure(chart: Chart, prefix: str) -> str:
     table = _plain_table(chart.table, chart.title)
     return (
-        f"<figure>{figures.draw(chart, prefix)}<figcaption><details><summary>Figures of {escape(chart.title)}</summary>"
+        f"<figure>{figures.draw(chart, prefix)}<figcaption><details><summary>Table: {escape(chart.title)}</summary>"
         f"{table}</details></figcaption></figure>"
     )
 

@@ -142,12 +142,14 @@ def sentences(group: Group, of: str) -> Sequence[str]:
     least, most = group.comparisons[0].ratio.value, group.comparisons[-1].ratio.value
     first = (
         f"Faster than {of} on {group.ahead} of {count} problems: {results.format_interval(group.mean)} times as fast "
-        f"in the geometric mean, from {least:.2f} to {most:.2f}."
+        f"in the geometric mean, from {least:.2f} to {most:.2f}" + _doubts(group.comparisons[len(behind) :]) + "."
     )
     if not behind:
         return [first, f"Behind on none; the closest is {group.comparisons[0]}."]
-    open_ones = sum(not is_proven(one.ratio) for one in behind)
     second = f"Behind on {len(behind)}, at worst {more_time(least)} ({group.comparisons[0].problem.name})"
-    if open_ones:
-        second += f"; on {open_ones} of them the interval leaves open who is faster"
-    return [first, second + "."]
+    return [first, second + _doubts(behind) + "."]
+
+
+def _doubts(comparisons: Sequence[Comparison]) -> str:
+    count = sum(not is_proven(one.ratio) for one in comparisons)
+    return f"; on {count} of them the interval leaves open who is faster" if count else ""
