@@ -80,6 +80,8 @@ def draw(chart: Chart, prefix: str) -> str:
 def _clean(text: str, prefix: str, alternative: str) -> str:
     """Make a file of SVG an element of a page: no prologue, ids of its own, the page's colours, and a name."""
     text = text[text.index("<svg") :]
+    # Of the whole page, where it stands in a page; the page says the same of drawings alone.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
@@ -153,6 +155,7 @@ def _finish(axes: Axes, chart: Chart) -> None:
     if chart.right is not None:
         factor, name, write = chart.right
         right = axes.secondary_yaxis("right", functions=(partial(_times, factor), partial(_times, 1 / factor)))
+        right.patch.set_visible(False)
         right.set_ylabel(name)
         _plain_ticks(right.yaxis, axes.get_ylim(), write)
     for level, name in chart.levels:

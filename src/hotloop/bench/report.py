@@ -161,6 +161,7 @@ nav a {{ display: inline-block; padding: .4rem .3rem; }}
 .plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem 1rem; }}
 figure {{ margin: 0; min-width: 0; max-width: 34rem; }}
 figure svg {{ width: 100%; height: auto; display: block; }}
+svg * {{ stroke-linejoin: round; stroke-linecap: butt; }}
 summary {{ cursor: pointer; padding: .4rem 0; }}
 .scroll {{ overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem; width: fit-content;
   max-width: 100%; }}
