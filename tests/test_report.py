@@ -179,8 +179,8 @@ def test_the_summary_says_what_the_samples_say():
         assert (least, most) == (f"{min(ratios):.2f}", f"{max(ratios):.2f}")
     _, behind = html.table("summary", 1)
     losses = sorted((ratio, charts.name_of(problem)) for problem, ratio in best.items() if ratio < 1)
-    assert [(line[0], line[3][:4]) for line in behind] == [(name, f"{ratio:.2f}") for ratio, name in losses]
-    assert [float(line[4].split()[0]) for line in behind] == pytest.approx(
+    assert [(line[0], line[1][:4]) for line in behind] == [(name, f"{ratio:.2f}") for ratio, name in losses]
+    assert [float(line[2].split()[0]) for line in behind] == pytest.approx(
         [100 * (1 / ratio - 1) for ratio, _ in losses], rel=5e-3
     )
 
@@ -325,6 +325,33 @@ def test_markdown_and_html_have_the_same_tables():
                 lines = []
         assert found == html
         assert len(found) > 4
+
+
+def test_markdown_fits_a_comment():
+    parts = joined.join([full_record()])
+    whole = markdown.render(parts)
+    assert "left out" not in whole
+    for limit in (len(whole) - 100, len(whole) // 2, 100):
+        text = markdown.render(parts, limit)
+        assert len(text) < limit or "<details>" not in text
+        assert "## Summary" in text
+        assert "lines left out here for length; the page has them)" in text
+    # Longest first: the table of all candidates has 22 lines.
+    assert re.findall(r"\((.*?): (\d+) lines left out", markdown.render(parts, len(whole) - 100)) == [
+        ("Every library on every problem", str(sum(len(case["candidates"]) for case in full_record()["cases"])))
+    ]
+
+
+def test_many_problems_of_one_length_are_not_drawn():
+    record = stored_record()
+    record["cases"] = record["cases"][1:] * sections.FEW_BARS
+    for number, case in enumerate(record["cases"]):
+        case = record["cases"][number] = json.loads(json.dumps(case))
+        case["problem"] |= {"hidden_size": number + 1, "name": f"{number}"}
+    text = page(record)
+    assert "16 problems have one length each: too many to draw" in text
+    assert Page(text).tables[-1][0] == "candidates"
+    assert "LSTM, inference" not in "".join(re.findall("<summary>Table: (.*?)</summary>", text))
 
 
 def plain(cell):

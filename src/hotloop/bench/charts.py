@@ -247,7 +247,7 @@ def memory(cases: Sequence[Case]) -> list[Chart]:
     charts = []
     for title, members in _by_shape(cases):
         rows = {row.problem.seq_len: row for case in members for row in results.memory_rows(case)}
-        if len(rows) < 2:
+        if len(rows) < 2 or not any(row.peak for row in rows.values()):
             continue
         ordered = [rows[steps] for steps in sorted(rows)]
         kinds = (

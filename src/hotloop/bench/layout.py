@@ -123,8 +123,6 @@ class Section:
     tables : sequence of (str, Table)
         Each with a paragraph before it, which may be empty.
     charts : sequence of Chart
-    folded_charts : str
-        Where not empty the charts are folded away under this title.
     bullets : sequence of str
     """
 
@@ -136,5 +134,4 @@ class Section:
     terms: Sequence[tuple[str, str]] = ()
     tables: Sequence[tuple[str, Table]] = ()
     charts: Sequence[Chart] = ()
-    folded_charts: str = ""
     bullets: Sequence[str] = ()

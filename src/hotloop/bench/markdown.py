@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from . import sections
 from .joined import Part
 from .layout import Section, Table
 
+LIMIT = 60_000  # characters; a comment on GitHub may have 65,536
 
-def render(parts: Sequence[Part]) -> str:
-    """Return the report as Markdown. Long tables are folded away."""
+
+def render(parts: Sequence[Part], limit: int = LIMIT) -> str:
+    """Return the report as Markdown. Long tables are folded away, and left out, longest first, until it fits."""
+    lines = _lines(parts)
+    while sum(len(line) + 1 for line in lines) > limit and any(map(_is_folded, lines)):
+        longest = max(filter(_is_folded, lines), key=len)
+        (name,) = re.findall("<summary>(.*)</summary>", longest)
+        count = longest.count("\n| ") - 1
+        lines[lines.index(longest)] = f"({name}: {count} lines left out here for length; the page has them)\n"
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _is_folded(text: str) -> bool:
+    return text.startswith("<details>")
+
+
+def _lines(parts: Sequence[Part]) -> list[str]:
+    """Write it line by line; a folded table is one of them."""
     several = len(parts) > 1
     lines = ["# hotloop against other libraries", ""]
     for text in sections.apart(parts):
@@ -21,7 +39,7 @@ def render(parts: Sequence[Part]) -> str:
         lines += [f"{escape(sections.where(part))}", ""]
         for section in sections.sections(part):
             lines += _section(section, "###" if several else "##")
-    return "\n".join(lines).rstrip() + "\n"
+    return lines
 
 
 LONG = 16  # lines, above which a table is folded
@@ -55,7 +73,7 @@ def _table(table: Table, folded: str) -> list[str]:
         first = f"**{escape(cells[0])}**" if number in table.marked else escape(cells[0])
         lines.append("| " + " | ".join((first, *map(escape, cells[1:]))) + " |")
     if folded:
-        return [f"<details><summary>{escape(folded)}</summary>", "", *lines, "", "</details>", ""]
+        return ["\n".join([f"<details><summary>{escape(folded)}</summary>", "", *lines, "", "</details>", ""])]
     return [*lines, ""]
 
 

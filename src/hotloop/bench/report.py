@@ -63,15 +63,9 @@ def _section(section: Section, suffix: str, heading: str) -> str:
     lines += [f"<p>{_code(text)}</p>" for text in section.text]
     if section.name == "grid":
         lines.append(_key())
-    shown = [chart for chart in section.charts if not section.folded_charts or chart.kind != "bars"]
-    folded = [chart for chart in section.charts if chart not in shown]
-    numbered = {id(chart): f"{name}-{number}-" for number, chart in enumerate(section.charts, 1)}
-    if shown:
-        lines.append(f'<div class="plots">{"".join(_figure(chart, numbered[id(chart)]) for chart in shown)}</div>')
-    if folded:
-        plots = "".join(_figure(chart, numbered[id(chart)]) for chart in folded)
-        summary = escape(section.folded_charts)
-        lines.append(f'<details><summary>{summary}</summary><div class="plots">{plots}</div></details>')
+    plots = [_figure(chart, f"{name}-{number}-") for number, chart in enumerate(section.charts, 1)]
+    if plots:
+        lines.append(f'<div class="plots">{"".join(plots)}</div>')
     if section.bullets:
         lines.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in section.bullets) + "</ul>")
     for text, table in section.tables:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def problem_of(case: Case) -> Problem:
 
 def seconds(candidate: CandidateRecord) -> float:
     """Return a candidate's time for one call: the median over rounds."""
-    return float(np.median(stats.round_medians(candidate["rounds"])))
+    return median(stats.round_medians(candidate["rounds"]))
 
 
 def timed(case: Case) -> list[CandidateRecord]:

@@ -124,13 +124,13 @@ def _behind_table(behind: Sequence[results.Comparison]) -> Table:
         lines.append(
             (
                 name_of(one.problem),
-                f"{results.format_seconds(results.seconds(one.us))} {one.us['threads']}t",
-                f"{results.format_seconds(results.seconds(one.peer))} {results.format_candidate(one.peer)}",
                 results.format_interval(one.ratio),
                 verdict.more_time(one.ratio.value) + sure,
+                f"{results.format_seconds(results.seconds(one.us))} {one.us['threads']}t",
+                f"{results.format_seconds(results.seconds(one.peer))} {results.format_candidate(one.peer)}",
             )
         )
-    heads = ("problem", "hotloop", "the fastest other", "times as fast (95 %)", "hotloop takes")
+    heads = ("problem", "times as fast (95 %)", "hotloop takes", "hotloop", "the fastest other")
     return Table(heads, lines)
 
 
@@ -197,8 +197,9 @@ def _modules(record: Mapping[str, Any]) -> Section | None:
 
 
 def _throughput(record: Mapping[str, Any]) -> Section | None:
-    lines, bars = charts.throughput(record["cases"]), charts.single_lengths(record["cases"])
-    if not lines and not bars:
+    lines, found = charts.throughput(record["cases"]), charts.single_lengths(record["cases"])
+    bars = found if len(found) <= FEW_BARS else []
+    if not lines and not found:
         return None
     text = []
     if lines:
@@ -212,12 +213,15 @@ def _throughput(record: Mapping[str, Any]) -> Section | None:
             "Bars, of one length: throughput of the matrix products on a linear axis, with its 95 % interval, and "
             "beside each bar the time steps of the whole batch a second too; hatched for more than one thread."
         )
-    # Bars of many problems would bury the rest; the grid has their ratios.
-    folded = f"{len(bars)} problems of one length" if len(bars) > FEW_BARS else ""
-    return Section("throughput", "Throughput", text=text, charts=[*lines, *bars], folded_charts=folded)
+    if len(bars) < len(found):
+        text.append(
+            f"{len(found)} problems have one length each: too many to draw, they are in the grid above and under all "
+            "candidates below."
+        )
+    return Section("throughput", "Throughput", text=text, charts=[*lines, *bars])
 
 
-FEW_BARS = 8
+FEW_BARS = 8  # more drawings of one problem each would bury the lines, and take a quarter of a second each
 
 
 def _roof(record: Mapping[str, Any]) -> Section | None:
