@@ -303,6 +303,19 @@ def test_latency_and_attention_are_those_of_the_record():
     assert "attention costs less up to 256 tokens, the most measured" in charts.crossings(record["attention"])[0]
 
 
+def test_the_terminal_has_latency_and_attention_too(capsys):
+    rich = pytest.importorskip("rich.console")
+    from hotloop.bench.table import print_results
+
+    print_results(full_record(), rich.Console(width=160))
+    text = " ".join(capsys.readouterr().out.split())
+    for line in ("single calls, lstm-inference-T1-B1-I40-H128", "torch 10 us 10 us 20 us 20 us 20 us 1000",
+                 "One step at width 256, batch 1, one thread", "attention (torch)"):  # fmt: skip
+        assert line in text
+    print_results(stored_record(), rich.Console(width=160))
+    assert "single calls" not in capsys.readouterr().out
+
+
 def test_what_was_not_measured_says_how_to():
     text = page(stored_record())
     for option in ("--latency", "--attention", "--memory", "compare HEAD HEAD"):
