@@ -22,7 +22,7 @@ from rich.console import Console
 
 import hotloop
 from hotloop import cli
-from hotloop.bench import check, memory, peers, problems, processes, results, roof, rounds, run, stats
+from hotloop.bench import attention, check, memory, peers, problems, processes, results, roof, rounds, run, stats
 from hotloop.bench.peers import CANDIDATES, OURS, PEERS, missing_modules
 from hotloop.bench.problems import GROUPS, Problem
 
@@ -1107,13 +1107,34 @@ def test_bench_without_its_extra_names_it(monkeypatch, capsys):
     assert 'pip install ".[bench]"' in error
 
 
-@pytest.mark.parametrize("arguments", [["--torch"], ["--torch", "--quick"], ["--problems", "torch"]])
+@pytest.mark.parametrize("arguments", [["--torch"], ["--torch", "--quick"], ["--problems", "torch"],
+                                       ["--smoke", "--attention"]])  # fmt: skip
 def test_modules_of_torch_without_torch(arguments, monkeypatch, capsys):
     monkeypatch.setattr(peers, "missing_modules", lambda peer: [peer] if peer == "torch" else [])
     assert cli.main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("hotloop bench --torch needs torch: ")
+    assert error.startswith(f"hotloop bench {'--attention' if '--attention' in arguments else '--torch'} needs torch: ")
     assert 'pip install ".[torch]"' in error
+
+
+def test_what_is_measured_beside_the_problems(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(problems, settings, **_):
+        seen.append(settings)
+        raise processes.WorkerDied("enough")
+
+    monkeypatch.setattr(run, "run", stop)
+    monkeypatch.setattr(peers, "missing_modules", lambda peer: [])
+    for arguments in ([], ["--latency", "--attention"], ["--smoke", "--latency", "--attention"]):
+        assert cli.main(["bench", "--out", str(tmp_path), *arguments]) == 1
+    none, whole, small = seen
+    assert (none.latency, none.attention) == ((), None)
+    assert (whole.latency, whole.attention) == (problems.LATENCY, attention.Plan())
+    assert (small.latency, small.attention) == (problems.LATENCY_SMOKE, attention.SMALL)
+    assert whole.latency_calls.turns * whole.latency_calls.calls == 10_000 > small.latency_calls.calls
+    assert whole.attention.contexts[0] == 64
+    assert whole.attention.contexts[-1] == 16384
 
 
 @pytest.mark.parametrize(

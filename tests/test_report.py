@@ -259,6 +259,28 @@ def test_a_line_is_drawn_where_its_figures_are():
     np.testing.assert_allclose(slope * rates + offset, heights, atol=0.01)
 
 
+@pytest.mark.parametrize("path", sorted(MEASURED.glob("*.json")), ids=lambda path: path.stem)
+def test_a_page_has_every_time_of_a_record(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    html = Page(page(record))
+    head, lines = html.table("candidates")
+    assert head[:3] == ["problem", "candidate", "time"]
+    wanted = [
+        (
+            charts.name_of(Problem.from_dict(case["problem"])),
+            f"{one['name']} {one['threads']}t",
+            results.format_seconds(np.median([np.median(samples) for samples in one["rounds"]]))
+            if one["rounds"]
+            else "-",
+            str(len(one["rounds"])),
+        )
+        for case in record["cases"]
+        for one in case["candidates"]
+    ]
+    assert [(line[0], line[1], line[2], line[5]) for line in lines] == wanted
+    assert len(wanted) > 40
+
+
 def test_memory_and_threads_are_those_of_the_record():
     record = full_record()
     html = Page(full_page())
