@@ -73,7 +73,7 @@ def draw(chart: Chart, prefix: str) -> str:
         _DRAW[chart.kind](axes, chart)
         axes.set_title(chart.title)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _clean(buffer.getvalue().decode(), prefix, chart.alternative)
 
 

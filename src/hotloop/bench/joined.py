@@ -116,9 +116,9 @@ def read(path: Path) -> Record:
         )
     try:
         if is_gate(record):
-            _machine(record), record["noise"], record["date"]
+            machine(record), record["noise"], record["date"]
         else:
-            _machine(record), results.remarks(record), results.summary(record), results.busy(record)
+            machine(record), results.remarks(record), results.summary(record), results.busy(record)
             if not record["cases"] and not record.get("latency") and not record.get("attention"):
                 raise RunError(f"{path} has no cases: nothing was measured")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -132,7 +132,8 @@ def is_gate(record: Record) -> bool:
     return "kind" in record and "rounds" in record
 
 
-def _machine(record: Record) -> dict[str, Any]:
+def machine(record: Record) -> dict[str, Any]:
+    """Return what machine a record is of, whichever of the two commands made it."""
     if not is_gate(record):
         return machine_of(record)
     if record["kind"] != "hotloop":
@@ -146,9 +147,9 @@ def join(records: Iterable[Record]) -> list[Part]:
     gates: dict[str, list[Record]] = {}
     machines: dict[str, dict[str, Any]] = {}
     for record in records:
-        machine = _machine(record)
-        machines[machine["id"]] = machine
-        (gates if is_gate(record) else runs).setdefault(machine["id"], []).append(record)
+        found = machine(record)
+        machines[found["id"]] = found
+        (gates if is_gate(record) else runs).setdefault(found["id"], []).append(record)
     for name in gates:
         if name not in runs:
             raise RunError(
