@@ -4,7 +4,6 @@ import gc
 import json
 import math
 import os
-import re
 import signal
 import sys
 import weakref
@@ -18,15 +17,15 @@ import pytest
 pytest.importorskip("matplotlib", reason="the report needs it")
 pytest.importorskip("rich", reason="the table needs it")
 
+from bench_records import SMALL, grid_record, modules_record, page, stored_record
 from rich.console import Console
 
 import hotloop
 from hotloop import cli
-from hotloop.bench import check, memory, peers, problems, processes, report, results, roof, rounds, run, stats
+from hotloop.bench import attention, check, memory, peers, problems, processes, results, roof, rounds, run, stats
 from hotloop.bench.peers import CANDIDATES, OURS, PEERS, missing_modules
 from hotloop.bench.problems import GROUPS, Problem
 
-SMALL = Problem("lstm", "training", 6, 2, 5, 9)
 FAST = rounds.Effort(sample_seconds=1e-4, samples=2, min_rounds=3, max_seconds=0.0)
 
 needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -698,8 +697,8 @@ def test_modules_are_checked_by_what_a_step_does(problem, name, monkeypatch):
 
     import hotloop.torch
 
-    swapped, made = [], peers._torch_module
-    monkeypatch.setattr(peers, "_torch_module", lambda *args: swapped.append(made(*args)) or swapped[0])
+    swapped, made = [], peers.torch_module
+    monkeypatch.setattr(peers, "torch_module", lambda *args: swapped.append(made(*args)) or swapped[0])
     inputs = check.make_inputs(problem)
     prepared = CANDIDATES[name](torch.get_num_threads()).prepare(problem, inputs)
     (module,) = swapped
@@ -756,29 +755,6 @@ def test_other_libraries_run_no_modules(tmp_path):
     assert found[2]["detail"] == "runs no modules of torch"
 
 
-def modules_record():
-    """Modules of torch: one that reaches its goal, one that misses it, one without a goal and one that was wrong."""
-
-    def case(problem, times, status="ok"):
-        timed = [
-            {"name": name, "threads": threads, "status": status if name == OURS else "ok", "detail": "", "errors": {},
-             "checked_steps": problem.seq_len, "rounds": [[seconds]] * 4 if name != OURS or status == "ok" else []}
-            for (name, threads), seconds in times.items()
-        ]  # fmt: skip
-        return {"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": None, "candidates": timed}
-
-    layer = Problem("gru", "training", 100, 32, 16, 64, module="layer", goal=3.0)
-    keys = [(OURS, 1), (OURS, 2), ("torch", 1), ("torch", 2)]
-    record = stored_record()
-    record["cases"] = [
-        case(layer, dict(zip(keys, (5e-3, 4e-3, 20e-3, 16e-3), strict=True))),
-        case(replace(layer, lengths="uniform", goal=5.0), dict(zip(keys, (5e-3, 4e-3, 8e-3, 16e-3), strict=True))),
-        case(Problem("lstm", "inference", 1, 32, 16, 64, module="cell"), {keys[0]: 10e-6, keys[2]: 25e-6}),
-        case(replace(layer, cell="rnn"), {keys[0]: 10e-6, keys[2]: 25e-6}, "wrong"),
-    ]
-    return record
-
-
 def test_modules_are_compared_at_their_best_threads():
     record = modules_record()
     found = results.swaps(record)
@@ -806,24 +782,23 @@ def test_modules_are_in_table_and_report(capsys):
     from hotloop.bench.table import print_results
 
     record = json.loads(json.dumps(modules_record()))
-    page = report.render(record)
+    html = page(record)
     print_results(record, Console(width=200), show_roof=True)
     text = capsys.readouterr().out
-    for figures in (page, text):
+    for figures in (html, text):
         for figure in ("replace_modules", "16 ms 2t", "4.00 (4.00-4.00)", "5, missed", "Training is a whole step"):
             assert figure in figures, figure
     assert "best over best" not in text  # a table of their own
     assert "no probes" not in text
-    assert '<h2 id="modules">' in page
-    assert page.count("class=behind") >= 1
-    for tile in ("GRU, torch training<b>", "LSTM, torch cell, inference<b>"):
-        assert tile in page
+    assert '<h2 id="modules">' in html
+    assert html.count("class=behind") == 2  # the goal that is missed, and the answer that is wrong
+    assert "Modules of torch.nn, swapped. Faster than the stock module on 3 of 3 problems: 2.71" in html
     record["cases"] += stored_record()["cases"]
     print_results(record, Console(width=200))
     text = capsys.readouterr().out
     assert text.index("times as fast") < text.index("best over best")
     assert text.count("gru-training-T100-B32-I16-H64-torch") == 1
-    assert 'id="modules"' not in report.render(stored_record())
+    assert 'id="modules"' not in page(stored_record())
 
 
 # Whole runs
@@ -923,85 +898,6 @@ def test_modules_of_torch_from_the_command(tmp_path, capsys):
 # The table and the report
 
 MEASURED = Path(__file__).parents[1] / "benchmarks" / "measured"
-
-
-def stored_record():
-    """A small record, as read back from a file."""
-
-    def candidate(name, threads, seconds, **more):
-        timed = [[seconds, seconds * 1.01, seconds * 0.99]] * 4
-        return {"name": name, "threads": threads, "status": "ok", "detail": "", "errors": {"output": 2.5e-7},
-                "checked_steps": 64, "rounds": timed, **more}  # fmt: skip
-
-    def case(problem, candidates, probes=None):
-        return {"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": probes,
-                "candidates": candidates}  # fmt: skip
-
-    inference = [Problem("lstm", "inference", steps, 1, 10, 32) for steps in (16, 100)]
-    rates = {"fma float32": 1e11, "read 5120": 1e11, "read 16384": 1e11, "cell_forward lstm float32": 1e8}
-    return {
-        "schema_version": 1,
-        "date": "2025-01-02T03:04:05+00:00",
-        "command": ["hotloop", "bench", "--shape", "<odd>"],
-        "environment": {
-            "hotloop": {"version": "9.8.7", "backend": "native", "variant": "avx512", "processor": "Test <CPU>",
-                        "processors": 2},
-            "versions": {"hotloop": {"hotloop": "9.8.7"}, "torch": {"torch": "1.2.3"}},
-            "not_installed": ["jax"], "lscpu": {"L2 cache": "2 MiB"}, "platform": "test", "python": "3.10", "load": 2.5,
-        },
-        "cases": [
-            case(
-                inference[0],
-                [candidate("hotloop", 1, 10e-6), candidate("hotloop", 2, 8e-6), candidate("torch", 1, 30e-6),
-                 candidate("torch", 2, 20e-6)],
-                {key: [rate] for key, rate in rates.items()},
-            ),
-            case(inference[1], [candidate("hotloop", 1, 50e-6), candidate("torch", 1, 25e-6)]),
-            case(
-                SMALL,
-                [candidate("hotloop", 1, 123.4e-6), candidate("torch", 1, 1e-3, status="wrong", rounds=[],
-                           errors={"x": None}, detail="x: relative error inf")],
-            ),
-        ],
-        "interrupted": False,
-    }  # fmt: skip
-
-
-def grid_record():
-    """A record with something in every line of the summary: by problem, the microseconds of each candidate."""
-    keys = ["fma float32", *(f"read {size}" for size in (65536, 196608, 262144)),
-            *(f"copy {size}" for size in (262144, 786432))]  # fmt: skip
-    probes = {key: [1e11] for key in keys}
-    for cell in ("lstm", "gru", "rnn_tanh"):
-        for way in ("forward", "backward"):
-            probes[f"cell_{way} {cell} float32"] = [1e8]
-    times = {
-        Problem("lstm", "inference", 100, 16, 128, 128): {"hotloop": (6000, 4000), "torch": (9000, 8000)},
-        Problem("lstm", "inference", 1000, 1, 64, 64): {"hotloop": (1000, 1250), "openvino": (900, 800)},
-        Problem("lstm", "inference", 1, 1, 64, 64): {"hotloop": (10, 20), "torch": (10, 30)},
-        Problem("gru", "training", 1000, 1, 128, 128): {"hotloop": (9000, 6000), "torch": (60000, 54000),
-                                                        "jax": (12000, 15000), "numpy": (5000, 5000)},
-        Problem("rnn", "training", 100, 16, 128, 128): {"hotloop": (3000, 1500), "torch": (4500, 6000)},
-        Problem("rnn", "training", 1, 16, 128, 128): {"hotloop": (300, 300), "torch": (1, 1)},
-    }  # fmt: skip
-    cases = []
-    for problem, candidates in times.items():
-        records = [
-            {"name": name, "threads": threads, "status": "ok", "detail": "", "rounds": [[us * 1e-6]] * 3}
-            for name, both in candidates.items()
-            for threads, us in zip((1, 2), both, strict=True)
-        ]
-        cases.append({"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": probes,
-                      "candidates": records})  # fmt: skip
-    computed = sum(memory.grows(results.problem_of(cases[3])).values())
-    cases[3]["memory"] = {
-        "threads": 2,
-        "runs": [
-            {"seq_len": steps, "forward": 0, "peak": steps // 1000 * computed + 5_000_000 + steps * 100}
-            for steps in (1000, 2000)
-        ],
-    }
-    return {**stored_record(), "cases": cases}
 
 
 def test_summary_of_ratios():
@@ -1108,20 +1004,13 @@ def test_summary_roof_and_memory_are_in_table_and_report(capsys):
     from hotloop.bench.table import print_results
 
     record = json.loads(json.dumps(grid_record()))
-    page = report.render(record)
+    html = page(record)
     print_results(record, Console(width=200), show_roof=True)
     text = capsys.readouterr().out
-    for figures in (text, page):
-        for figure in ("2 of 5", "gradients of sequences", "2.44 MiB", "4.88 MiB", "97.7 KiB", "gradient of weight_hh",
+    for figures in (text, html):
+        for figure in ("gradients of sequences", "2.44 MiB", "4.88 MiB", "97.7 KiB", "gradient of weight_hh",
                        "1 of 2 below the project"):  # fmt: skip
             assert figure in figures, figure
-
-
-def test_length_ticks_do_not_overlap():
-    assert report._length_ticks([1000, 1, 4, 1024, 4, 4096]) == (
-        [1, 4, 1000, 1024, 4096],
-        ["1", "4", "1000", "", "4096"],
-    )
 
 
 @pytest.mark.parametrize("path", sorted(MEASURED.glob("*.json")), ids=lambda path: path.stem)
@@ -1133,66 +1022,18 @@ def test_records_that_were_kept_can_still_be_read(path):
         assert all(row.of_roof is not None or problem.module for row in results.rows(case))
     whats = [what for what, _ in results.summary(record)]
     assert whats[0].endswith("the best peer") or whats == ["hotloop.torch over torch.nn"]
-    assert report.render(record)
-
-
-def test_report_holds_the_figures():
-    record = json.loads(json.dumps(stored_record()))
-    page = report.render(record)
-    assert page.startswith("<!DOCTYPE html>")
-    assert "<title>hotloop 9.8.7 on Test &lt;CPU&gt;</title>" in page
-    assert 'name="viewport"' in page
-    for text in ("10 us", "8 us", "3.00 (3.00-3.00)", "2.50 (2.50-2.50) torch 2t", "0.50 (0.50-0.50)", "123 us",
-                 "2.5e-07", "wrong: x: relative error inf", "jax: not installed", "--shape &lt;odd&gt;", "torch 1.2.3",
-                 "minute: 2.5, on 2 processors", "2 January 2025, 03:04 UTC", "ahead on 1 of 2 problems",
-                 "L2 cache"):  # fmt: skip
-        assert text in page, text
-    assert page.count("<img ") == 2  # lines over two lengths, and bars for the lone problem
-    for forbidden in ("<script", "<link", "http://", "https://", "<CPU>"):
-        assert forbidden not in page
-
-
-def test_report_links_to_every_section_and_explains_its_words():
-    record = stored_record()
-    page = report.render(record)
-    sections = re.findall('<h2 id="([a-z]+)">', page)
-    assert sections == ["summary", "plots", "cases", "roof", "memory", "candidates", "environment", "remarks", "method"]
-    assert page.count("<h2") == len(sections)
-    assert re.findall('href="#([a-z]+)"', page) == sections
-    for word in ("sequence length", "2t: on two", "time steps of the whole batch", "floating-point operations a second",
-                 "least time that the machine"):  # fmt: skip
-        assert word in page[: page.index('id="summary"')]
-    assert set(results.MEANINGS) <= set(results.COLUMNS)
-    assert page.index('<th scope="col">speed-up') < page.index('<th scope="col">GF/s')
-
-
-def test_captions_say_what_is_drawn():
-    record = stored_record()
-    assert "logarithmic" in report.render(record)
-    assert "linear" in report.render(record)
-    record["cases"] = record["cases"][:1]
-    assert "logarithmic" not in report.render(record)
-    record = stored_record()
-    record["cases"] = record["cases"][:2]
-    assert "linear" not in report.render(record)
-
-
-def test_dashes_of_memory_say_what_fills_them():
-    record = grid_record()
-    assert "bench --memory" in report.render(record)
-    record["cases"] = record["cases"][3:4]
-    assert "bench --memory" not in report.render(record)
+    assert page(record)
 
 
 def test_our_other_backends_have_our_name(capsys):
     from hotloop.bench.table import print_results
 
     record = grid_record()
-    page = report.render(record)
+    html = page(record)
     print_results(record, Console(width=200))
-    for text in (page, capsys.readouterr().out):
+    for text in (html, capsys.readouterr().out):
         assert "hotloop (numpy) 1t" in text
-    assert ">numpy" not in page
+    assert ">numpy" not in html
     record["environment"]["not_installed"] = ["numba"]
     assert "hotloop (numba): not installed" in results.remarks(record)
 
@@ -1202,14 +1043,10 @@ def test_a_machine_that_was_not_quiet_is_said_in_table_and_report_alike():
     assert "(load average of the last minute: 2.5, on 2 processors)" in results.busy(record)
     record["environment"]["processors"] = 8  # of the machine; before, those of our last worker were recorded
     assert results.busy(record) is None
-    assert 'class="busy"' not in report.render(record)
+    assert 'class="warning busy"' not in page(record)
     record["environment"] |= {"processors": 1, "load": 0.51}
     assert "on 1 processor)" in results.busy(record)
-    assert 'class="busy"' in report.render(record)
-
-
-def test_report_is_reproducible():
-    assert report.render(stored_record()) == report.render(stored_record())
+    assert 'class="warning busy"' in page(record)
 
 
 def test_table_holds_the_figures(capsys):
@@ -1270,13 +1107,34 @@ def test_bench_without_its_extra_names_it(monkeypatch, capsys):
     assert 'pip install ".[bench]"' in error
 
 
-@pytest.mark.parametrize("arguments", [["--torch"], ["--torch", "--quick"], ["--problems", "torch"]])
+@pytest.mark.parametrize("arguments", [["--torch"], ["--torch", "--quick"], ["--problems", "torch"],
+                                       ["--smoke", "--attention"]])  # fmt: skip
 def test_modules_of_torch_without_torch(arguments, monkeypatch, capsys):
     monkeypatch.setattr(peers, "missing_modules", lambda peer: [peer] if peer == "torch" else [])
     assert cli.main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("hotloop bench --torch needs torch: ")
+    assert error.startswith(f"hotloop bench {'--attention' if '--attention' in arguments else '--torch'} needs torch: ")
     assert 'pip install ".[torch]"' in error
+
+
+def test_what_is_measured_beside_the_problems(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(problems, settings, **_):
+        seen.append(settings)
+        raise processes.WorkerDied("enough")
+
+    monkeypatch.setattr(run, "run", stop)
+    monkeypatch.setattr(peers, "missing_modules", lambda peer: [])
+    for arguments in ([], ["--latency", "--attention"], ["--smoke", "--latency", "--attention"]):
+        assert cli.main(["bench", "--out", str(tmp_path), *arguments]) == 1
+    none, whole, small = seen
+    assert (none.latency, none.attention) == ((), None)
+    assert (whole.latency, whole.attention) == (problems.LATENCY, attention.Plan())
+    assert (small.latency, small.attention) == (problems.LATENCY_SMOKE, attention.SMALL)
+    assert whole.latency_calls.turns * whole.latency_calls.calls == 10_000 > small.latency_calls.calls
+    assert whole.attention.contexts[0] == 64
+    assert whole.attention.contexts[-1] == 16384
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ pytest.importorskip("ruptures", reason="change points need it")
 
 import hotloop
 from hotloop import cli
-from hotloop.bench import compare, history, pairs, pytest_json, sides, stats
+from hotloop.bench import compare, history, joined, pairs, pytest_json, sides, stats
 from hotloop.bench.problems import GATE, GATE_SHORT, SMOKE, Problem
+from hotloop.bench.run import describe_machine
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hotloop.__file__).parents[1]
@@ -198,6 +199,9 @@ def test_a_head_that_is_wrong_is_broken_and_a_base_that_cannot_is_left_out(tmp_p
     assert record["broken"] == [problem.name]
     assert compare.status(record) == 1
     assert "does not work on 1 of 2" in compare.markdown(record)
+    # A report finds the runs of the same machine.
+    here = {**describe_machine(), "hotloop": vars(hotloop.info())}
+    assert joined.machine(json.loads(json.dumps(record))) == history.machine_of({"environment": here})
     cases = [pairs.new_case(problem, 1)]
     pairs.measure(cases, wrong, side(), FAST)
     assert cases[0]["status"] == "base"

@@ -1,4 +1,4 @@
-"""The command `hotloop`: info, bench, compare and history."""
+"""The command `hotloop`: info, bench, report, compare and history."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "info": subparsers.add_parser("info", help="what hotloop runs on, and why a better backend is not in use"),
         "bench": subparsers.add_parser("bench", help="time hotloop against every library that is installed"),
+        "report": subparsers.add_parser("report", help="one page of HTML, or Markdown, from runs of hotloop bench"),
         "compare": subparsers.add_parser("compare", help="whether HEAD is slower than BASE: a gate for noisy machines"),
         "history": subparsers.add_parser("history", help="keep runs of hotloop bench, and show trends and changes"),
     }
     _add_bench(commands["bench"])
+    _add_report(commands["report"])
     _add_compare(commands["compare"])
     _add_history(commands["history"])
     options, unknown = parser.parse_known_args(arguments)
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(info())
     elif options.command == "bench":
         return _bench(command, options, ["hotloop", *arguments])
+    elif options.command == "report":
+        return _report(command, options)
     elif options.command == "compare":
         return _compare(command, options, ["hotloop", *arguments])
     elif options.command == "history":
@@ -136,6 +140,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                         help="bound on the rounds of a problem; three there are always")  # fmt: skip
     parser.add_argument("--memory", action="store_true",
                         help="measure what training steps hold, in processes of their own")  # fmt: skip
+    parser.add_argument("--latency", action="store_true",
+                        help="time ten thousand single calls of one step, too: how long the slowest take")  # fmt: skip
+    parser.add_argument("--attention", action="store_true",
+                        help="time a step of a cell and of attention with a cache, too (needs torch)")  # fmt: skip
     parser.add_argument("--roof", action="store_true", help="print the parts of the roof")
     parser.add_argument("--out", type=Path, default=Path("hotloop-bench"), metavar="DIR", help="default: %(default)s")
     parser.set_defaults(counts=counts)
@@ -172,8 +180,10 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
             file=sys.stderr,
         )
         return 2
+    from .bench import attention
+    from .bench.latency import Calls
     from .bench.peers import PEERS, missing_modules
-    from .bench.problems import DEFAULT_GROUPS, select
+    from .bench.problems import DEFAULT_GROUPS, LATENCY, LATENCY_SMOKE, select
     from .bench.processes import WorkerError
     from .bench.report import write_report
     from .bench.results import ours
@@ -194,9 +204,11 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     )  # fmt: skip
     if not problems:
         parser.error("no problem of these groups has that cell and mode")
-    if any(problem.module for problem in problems) and missing_modules("torch"):
+    wants_torch = "--torch" if any(problem.module for problem in problems) else "--attention"
+    if (wants_torch == "--torch" or options.attention) and missing_modules("torch"):
         print(
-            'hotloop bench --torch needs torch: install the extra "torch", as `pip install ".[torch]"` in a clone',
+            f'hotloop bench {wants_torch} needs torch: install the extra "torch", as `pip install ".[torch]"` in a '
+            "clone",
             file=sys.stderr,
         )
         return 2
@@ -211,7 +223,12 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     if options.seconds_per_case is not None:
         bound = options.seconds_per_case
         effort = replace(effort, max_seconds=bound, most_seconds=bound)
-    settings = Settings(peers, threads, options.isa, effort, total, options.memory)
+    settings = Settings(
+        peers, threads, options.isa, effort, total, options.memory,
+        latency=() if not options.latency else LATENCY_SMOKE if options.smoke else LATENCY,
+        latency_calls=Calls(turns=2, calls=100) if options.smoke else Calls(),
+        attention=None if not options.attention else attention.SMALL if options.smoke else attention.Plan(),
+    )  # fmt: skip
     installed = [peer for peer in peers if not missing_modules(peer)]
     least, most = (seconds / 60 for seconds in estimate(problems, installed, threads, effort))
     if total is None and most >= 1:
@@ -240,12 +257,64 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     options.out.mkdir(parents=True, exist_ok=True)
     data, page = (options.out / name for name in RESULTS)
     data.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    write_report(record, page)
+    write_report([record], page)
     print_results(record, console, show_roof=options.roof)
     console.print(f"{data}  {page}", highlight=False, soft_wrap=True)
     if record["interrupted"]:
         return 130
     return 0 if all(ours(case) is not None for case in record["cases"]) else 1
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Runs of one machine are joined: of a problem that several have, the newest counts, and all are shown side by "
+        "side. Different machines are kept apart. How to read it: docs/reports.md."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
+                        help="run.json of hotloop bench; or of hotloop compare --json, for its A/A noise")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="the page (default: report.html, or none where --markdown is given)")  # fmt: skip
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the same as Markdown, without figures")
+
+
+def _report(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    page = options.out or (None if options.markdown else Path("report.html"))
+    for name, path in (("--out", page), ("--markdown", options.markdown)):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"argument {name}: {path}: there is no folder {path.absolute().parent}")
+        if path is not None and any(path.exists() and path.samefile(run) for run in options.runs if run.exists()):
+            parser.error(f"argument {name}: {path} is one of the runs, which would be lost")
+    if page is not None:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            print(
+                'hotloop report needs matplotlib for figures: install the extra "bench", or write --markdown alone',
+                file=sys.stderr,
+            )
+            return 2
+    from .bench import joined, markdown
+
+    path = None
+    try:
+        records = [joined.read(path) for path in options.runs]
+        parts = joined.join(records)
+        if page is not None:
+            from .bench.report import render
+
+            path = page
+            page.write_text(render(parts), encoding="utf-8")
+        if options.markdown is not None:
+            path = options.markdown
+            path.write_text(markdown.render(parts), encoding="utf-8")
+    except joined.RunError as error:
+        parser.exit(2, f"hotloop report: error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"hotloop report: error: {path}: {error.strerror}\n")
+    if len(parts) > 1:
+        print(f"{len(parts)} machines: their figures are kept apart", file=sys.stderr)
+    print("  ".join(str(path) for path in (page, options.markdown) if path is not None))
+    return 0
 
 
 def _pairs(text: str) -> int:

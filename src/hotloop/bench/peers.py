@@ -118,7 +118,7 @@ class Torch:
     def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
         """Make a module with our weights."""
         torch = self._torch
-        module = _torch_module(torch, problem, inputs)
+        module = torch_module(torch, problem, inputs)
         if problem.module:
             return _prepare_module(torch, problem, inputs, module)
         x, forward = torch.from_numpy(inputs.x), _torch_forward(torch, problem, inputs, module)
@@ -151,7 +151,7 @@ class Torch:
         return Prepared(step, answer)
 
 
-def _torch_module(torch: Any, problem: Problem, inputs: Inputs) -> Any:
+def torch_module(torch: Any, problem: Problem, inputs: Inputs) -> Any:
     """Make a layer or a cell of torch.nn with our weights."""
     dtype = getattr(torch, problem.dtype)
     if problem.module == "cell":
@@ -249,7 +249,7 @@ def _prepare_swapped(problem: Problem, inputs: Inputs, threads: int) -> Prepared
     from ..torch import replace_modules
 
     torch.set_num_threads(threads)
-    module = _torch_module(torch, problem, inputs)
+    module = torch_module(torch, problem, inputs)
     done = replace_modules(module)
     if not done.replaced:
         raise RuntimeError(f"replace_modules: {done}")

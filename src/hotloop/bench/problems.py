@@ -378,6 +378,13 @@ SMOKE = (
     )
 )
 
+# Of which single calls are timed: see latency.py.
+LATENCY = (
+    *(_named(cell, "inference", (1, 1, 40, 128), ONE_STEP) for cell in CELL_NAMES),
+    *(_named("lstm", "inference", (1, 1, size, size), ONE_STEP) for size in (32, 512)),
+)
+LATENCY_SMOKE = (_named("lstm", "inference", (1, 1, 5, 9), ONE_STEP),)
+
 _TINY = "in torch, small enough for a test"
 TORCH_SMOKE = (
     *(

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from . import memory, roof, stats
+from . import attention, memory, roof, stats
 from .peers import OURS, label
 from .problems import Problem
 
@@ -27,7 +29,7 @@ def problem_of(case: Case) -> Problem:
 
 def seconds(candidate: CandidateRecord) -> float:
     """Return a candidate's time for one call: the median over rounds."""
-    return float(np.median(stats.round_medians(candidate["rounds"])))
+    return median(stats.round_medians(candidate["rounds"]))
 
 
 def timed(case: Case) -> list[CandidateRecord]:
@@ -50,6 +52,11 @@ def best_peer(case: Case, threads: int | None = None, names: Sequence[str] | Non
     if names is not None:
         found = [c for c in found if c["name"] in names]
     return min(found, key=seconds, default=None)
+
+
+def time_interval(candidate: CandidateRecord) -> stats.Interval:
+    """Return a candidate's time for one call with its confidence interval over rounds."""
+    return stats.median_interval(stats.round_medians(candidate["rounds"]))
 
 
 def speedup_over(case: Case, candidate: CandidateRecord) -> stats.Interval | None:
@@ -129,8 +136,18 @@ class Comparison:
     """Ourselves at our best number of threads against a peer at its best, on one problem."""
 
     problem: Problem
+    us: CandidateRecord
     peer: CandidateRecord
-    ratio: stats.Interval
+
+    @cached_property
+    def ratios(self) -> list[float]:
+        """Their time over ours, round by round."""
+        return stats.round_ratios(self.us["rounds"], self.peer["rounds"])
+
+    @cached_property
+    def ratio(self) -> stats.Interval:
+        """How many times as fast we are."""
+        return stats.speedup(self.us["rounds"], self.peer["rounds"])
 
     def __str__(self) -> str:
         """Name, ratio with its direction, and peer."""
@@ -148,7 +165,7 @@ def compare(cases: Sequence[Case], names: Sequence[str] | None = None) -> list[C
     for case in cases:
         us, peer = ours(case), best_peer(case, names=names)
         if us is not None and peer is not None:
-            found.append(Comparison(problem_of(case), peer, stats.speedup(us["rounds"], peer["rounds"])))
+            found.append(Comparison(problem_of(case), us, peer))
     return sorted(found, key=lambda one: one.ratio.value)
 
 
@@ -245,6 +262,7 @@ class MemoryRow:
     grows: Mapping[str, int]  # computed: see memory.grows
     forward: int | None  # measured: by how much the process has grown after forward
     peak: int | None  # and at most
+    stock_peak: int | None = None  # of torch.nn's layer
 
     @property
     def kept(self) -> int:
@@ -262,11 +280,15 @@ def memory_rows(case: Case) -> list[MemoryRow]:
     problem = problem_of(case)
     if problem.mode != "training" or not problem.is_dense or problem.module:
         return []
-    runs = {run["seq_len"]: run for run in case.get("memory", {}).get("runs", [])}
+    measured = case.get("memory", {})
+    runs, stock = (
+        {run["seq_len"]: run for run in one.get("runs", [])} for one in (measured, measured.get("torch", {}))
+    )
     rows = []
     for seq_len in sorted({problem.seq_len, *runs}):
         one, run = replace(problem, seq_len=seq_len), runs.get(seq_len, {})
-        rows.append(MemoryRow(one, memory.grows(one), run.get("forward"), run.get("peak")))
+        rows.append(MemoryRow(one, memory.grows(one), run.get("forward"), run.get("peak"),
+                              stock.get(seq_len, {}).get("peak")))  # fmt: skip
     return rows
 
 
@@ -424,8 +446,13 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
             f"answers checked on the first {steps} steps only, where the float64 specification would take too long: "
             + ", ".join(shortened)
         )
-    unmeasured = {case["memory"]["error"]: None for case in record["cases"] if "error" in case.get("memory", {})}
-    lines += [f"memory was not measured: {error}" for error in unmeasured]
+    for whose, key in (("", None), ("torch's ", "torch")):
+        held = [case.get("memory", {}) if key is None else case.get("memory", {}).get(key, {})
+                for case in record["cases"]]  # fmt: skip
+        unmeasured = dict.fromkeys(one["error"] for one in held if "error" in one)
+        lines += [f"{whose}memory was not measured: {error}" for error in unmeasured]
+    if attention.failed(record):
+        lines.append(f"the cost of a step of attention was not measured: {attention.failed(record)}")
     if record.get("interrupted"):
         lines.append("interrupted: only the cases that were complete are here")
     return lines
@@ -460,7 +487,7 @@ def format_bytes(value: float | None) -> str:
 def memory_cells(row: MemoryRow) -> tuple[str, ...]:
     """Write what every table of memory shows of a row after its problem."""
     computed = [format_bytes(row.grows[name]) for name in row.grows]
-    return (*computed, format_bytes(row.kept), *map(format_bytes, (row.forward, row.peak, row.rest)))
+    return (*computed, format_bytes(row.kept), *map(format_bytes, (row.forward, row.peak, row.rest, row.stock_peak)))
 
 
 def format_date(text: str) -> str:
@@ -469,7 +496,8 @@ def format_date(text: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
-MEMORY_HEADS = (*memory.NAMES, "kept, computed", "after forward, measured", "peak, measured", "rest")
+MEMORY_HEADS = (*memory.NAMES, "kept, computed", "after forward, measured", "peak, measured", "rest",
+                "torch's peak, measured")  # fmt: skip
 
 
 def format_interval(interval: stats.Interval | None) -> str:

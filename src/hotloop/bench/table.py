@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import results
+from . import charts, layout, results
 
 RIGHT = {"threads", "time", "GF/s", "steps/s", "hotloop (numba)", "of roof"}
 LEFT_OUT_WHERE_NARROW = {"GF/s", "steps/s", "best over best", "hotloop (numba)"}
@@ -34,6 +34,10 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         _print_roof(record, console)
     if any("memory" in case for case in record["cases"]):
         _print_memory(record, console)
+    for entry in record.get("latency") or ():
+        _print_table(f"single calls, {entry['problem']['name']}", charts.latency_table(entry), console)
+    if (cost := charts.cost_of_a_step(record.get("attention"))) is not None:
+        _print_table(cost.title, cost.table, console)
     _print_summary(record, console)
     if busy := results.busy(record):
         console.print(busy, highlight=False, markup=False)
@@ -140,6 +144,15 @@ def _print_memory(record: Mapping[str, Any], console: Console) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def _print_table(title: str, content: layout.Table, console: Console) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, head in enumerate(content.heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for line in content.lines:
+        table.add_row(*line)
+    _print_whole(table, console)
 
 
 def _print_summary(record: Mapping[str, Any], console: Console) -> None:
