@@ -163,7 +163,7 @@ int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t wor
   if (workspace == nullptr || workspace_bytes / count < hotloop::workspace_of(args, count, threads)) {
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
-  return hotloop::run(args, count, threads, workspace);
+  return hotloop::run(args, count, threads, workspace, if_short);
 }
 
 // Sizes as the flat functions take them.

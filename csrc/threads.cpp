@@ -67,6 +67,24 @@ class Place {
 #endif
 };
 
+// Threads inherit the mask of who starts them. Those that compute block the program's signals: who waits for one with
+// sigwait must be the one to get it.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 class Pool {
  public:
   bool awake(int threads) const {
@@ -103,17 +121,12 @@ class Pool {
   void start(int wanted) {
     if (wanted > kMaxWorkers) wanted = kMaxWorkers;
     if (workers_ >= wanted) return;
-    // Workers inherit a mask that blocks the program's signals: who waits for one with sigwait must be the one to get it.
-    sigset_t blocked, before;
-    sigfillset(&blocked);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
-    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    const SignalsBlocked blocked;
     pthread_t thread;
     while (workers_ < wanted && pthread_create(&thread, nullptr, &Pool::main, this) == 0) {  // fewer, same results
       pthread_detach(thread);
       ++workers_;
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   static void* main(void* pool) {
@@ -181,6 +194,7 @@ class Pool {
 std::atomic<OpenMpParallel> openmp_run{nullptr};
 std::atomic<int (*)()> openmp_most{nullptr};
 std::atomic<int64_t> openmp_ended{0};  // when they last did something for us
+std::atomic<bool> forked{false};       // a child waits for its parent's OpenMP threads for ever
 
 // How long they surely spin after that. libgomp: 300,000 times `pause`, if nothing else is set.
 constexpr int64_t kOpenMpSpinNs = 500'000;
@@ -210,7 +224,15 @@ bool openmp_has(int threads) {
 // some, and the program's next region the other way round.
 void run_borrowed(int count, void (*task)(void*, int, int), void* context) {
   Job job{task, context, count};
-  openmp_run.load(std::memory_order_acquire)(&take_shares, &job, 0, 0);
+  const auto run = openmp_run.load(std::memory_order_acquire);
+  thread_local bool has_team = false;  // of OpenMP threads; each thread that calls has one of its own
+  if (has_team) {
+    run(&take_shares, &job, 0, 0);
+  } else {
+    const SignalsBlocked blocked;
+    run(&take_shares, &job, 0, 0);
+    has_team = true;
+  }
   openmp_ended.store(monotonic_ns(), std::memory_order_relaxed);
 }
 
@@ -220,6 +242,7 @@ std::atomic<Pool*> pool{nullptr};
 void forget_threads() {
   pool.store(nullptr, std::memory_order_relaxed);
   openmp_most.store(nullptr, std::memory_order_relaxed);
+  forked.store(true, std::memory_order_relaxed);
 }
 
 const int registered_at_load = pthread_atfork(nullptr, nullptr, &forget_threads);
@@ -254,7 +277,7 @@ void parallel(int count, void (*task)(void*, int, int), void* context) {
 
 void borrow_threads(OpenMpParallel run, int (*most)()) {
   openmp_most.store(nullptr, std::memory_order_release);
-  if (run == nullptr || most == nullptr) return;
+  if (run == nullptr || most == nullptr || forked.load(std::memory_order_relaxed)) return;
   openmp_run.store(run, std::memory_order_release);
   openmp_most.store(most, std::memory_order_release);
 }

@@ -400,6 +400,12 @@ def on_torchs_threads():
     hotloop.torch.share_threads(False)
     compute()
     hotloop.torch.share_threads()
+    child = os.fork()
+    if child == 0:
+        hotloop.torch.share_threads()  # it cannot have them
+        compute()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 if __name__ == "__main__":

@@ -140,6 +140,12 @@ def test_many_gradients_at_once(kind):
         for module in (ours, theirs)
     ]
     torch.testing.assert_close(*jacobians)
+    seconds = []
+    for module in (ours, theirs):
+        (first,) = torch.autograd.grad(states_of(module(x))[0].square().sum(), x, create_graph=True)
+        twice = torch.func.vmap(lambda u, g=first: torch.autograd.grad(g, x, u, retain_graph=True)[0])
+        seconds.append(twice(torch.arange(3.0).reshape(3, *[1] * x.ndim) * torch.ones(3, *x.shape, dtype=x.dtype)))
+    torch.testing.assert_close(*seconds)
     if kind == "LSTM":
         hessians = [
             torch.autograd.functional.hessian(lambda x, m=module: m(x)[0].pow(2).sum(), x[:2, :1], vectorize=True)

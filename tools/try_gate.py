@@ -21,9 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FILE = "csrc/abi.cpp"
-CALL = "  return hotloop::run(args, count, threads, workspace);\n"
+CALL = "  return hotloop::run(args, count, threads, workspace, if_short);\n"
 SLOWER_CALL = """  const int64_t begun = hotloop::monotonic_ns();
-  const int status = hotloop::run(args, count, threads, workspace);
+  const int status = hotloop::run(args, count, threads, workspace, if_short);
   const hotloop_forward_args& first = hotloop::forward_of(args[0]);
   if (first.cell == HOTLOOP_GRU && first.gates == nullptr) {
     const int64_t now = hotloop::monotonic_ns(), end = now + (now - begun) * PERCENT / 100;

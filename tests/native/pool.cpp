@@ -8,6 +8,7 @@
 // tests/test_pool.py has those forks.
 //
 //   hotloop_pool_tests [seconds] [seed]     how long it goes on, by default 10, and what it does first
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -227,7 +228,11 @@ std::atomic<int> most{3};
 int lent_most() { return most; }
 void lend(void (*task)(void*), void* data, unsigned threads, unsigned flags) {
   check(threads == 0 && flags == 0, "borrowed threads", "their number is left to their owner");
-  lent += 1;
+  if (lent.fetch_add(1) == 0) {
+    sigset_t mask;
+    pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+    check(sigismember(&mask, SIGUSR1) == 1, "borrowed threads", "signals are blocked where they may be started");
+  }
   std::vector<std::thread> others;
   for (int i = 1; i < lent_most(); ++i) others.emplace_back(task, data);
   task(data);

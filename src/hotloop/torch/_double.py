@@ -31,25 +31,27 @@ def backward(
     """  # fmt: skip
     again = torch.is_grad_enabled()  # a third time
     with torch.enable_grad():
-        inputs = [_variable(tensor, again) for tensor in inputs]
-        upstream = [_variable(tensor, again) for tensor in upstream]
-        results = forward(call, inputs)
-        pairs = [(one, up) for one, up in zip(results, upstream, strict=True) if one is not None and up is not None]
-        triples = zip(inputs, wanted, grads, strict=True)
-        chosen = [(one, grad) for one, flag, grad in triples if flag and one is not None and grad is not None]
+        first: Sequence[Tensor | None] = ()
+        with temporarily_clear_interpreter_stack():  # of torch.func: `grads` may stand for many at once, nothing else
+            inputs = [_variable(tensor, again) for tensor in inputs]
+            upstream = [_variable(tensor, again) for tensor in upstream]
+            results = forward(call, inputs)
+            pairs = [(one, up) for one, up in zip(results, upstream, strict=True) if one is not None and up is not None]
+            triples = zip(inputs, wanted, grads, strict=True)
+            chosen = [(one, grad) for one, flag, grad in triples if flag and one is not None and grad is not None]
+            if pairs and chosen:
+                first = torch.autograd.grad(
+                    [one for one, _ in pairs], [one for one, _ in chosen], [up for _, up in pairs],
+                    create_graph=True, allow_unused=True,
+                )  # fmt: skip
         variables = [tensor for tensor in (*upstream, *inputs) if tensor is not None]
         found: Sequence[Tensor | None] = [None] * len(variables)
-        if pairs and chosen:
-            first = torch.autograd.grad(
-                [one for one, _ in pairs], [one for one, _ in chosen], [up for _, up in pairs],
-                create_graph=True, allow_unused=True,
+        ends = [(one, chosen[index][1]) for index, one in enumerate(first) if one is not None]
+        if ends:
+            found = torch.autograd.grad(
+                [one for one, _ in ends], variables, [grad for _, grad in ends], create_graph=again,
+                allow_unused=True,
             )  # fmt: skip
-            ends = [(one, grad) for one, (_, grad) in zip(first, chosen, strict=True) if one is not None]
-            if ends:
-                found = torch.autograd.grad(
-                    [one for one, _ in ends], variables, [grad for _, grad in ends], create_graph=again,
-                    allow_unused=True,
-                )  # fmt: skip
     left = iter(found)
     of_upstream = [None if one is None else next(left) for one in upstream]
     return of_upstream, [None if one is None else next(left) for one in inputs]

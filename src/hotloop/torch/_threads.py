@@ -47,12 +47,15 @@ def share_threads(share: bool = True) -> None:
     if not shared:
         borrow(0, 0)
         return
-    try:
-        _runtime = ctypes.CDLL(torch._C.__file__)  # what is looked up in it is looked up in all that it was linked with
-        run, most = (
-            ctypes.cast(getattr(_runtime, name), ctypes.c_void_p).value or 0
-            for name in ("GOMP_parallel", "omp_get_max_threads")
-        )
-    except (OSError, AttributeError):
+    # Where torch's own calls find it: what the program has for all, as with LD_PRELOAD, or what torch is linked with.
+    for library in (None, torch._C.__file__):
+        try:
+            _runtime = ctypes.CDLL(library)
+            run, most = (
+                ctypes.cast(getattr(_runtime, name), ctypes.c_void_p).value or 0
+                for name in ("GOMP_parallel", "omp_get_max_threads")
+            )
+        except (OSError, AttributeError):
+            continue
+        borrow(run, most)
         return
-    borrow(run, most)
