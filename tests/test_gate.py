@@ -1,5 +1,6 @@
 """The time gate and the history: statistics on made and stored samples, sides, files. Timing is never asserted."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -424,6 +425,48 @@ def test_a_second_round_of_files(tmp_path, capsys):
     assert cli.main(["compare", base, slow, "--confirm", base2, same2]) == 0
     assert "not confirmed" in capsys.readouterr().out
     assert cli.main(["compare", base, same2, "--confirm", base2, slow2]) == 0  # nothing to confirm
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1e-3, True, "1", None])
+def test_times_that_are_none_do_not_pass(value, tmp_path, capsys):
+    """NaN is not slower than anything: the gate passed it."""
+    rng = np.random.default_rng(0)
+    base, head = (write_runs(tmp_path / name, rng, 1, count=2) for name in ("b", "h"))
+    edit(head, lambda record: record["benchmarks"][1]["stats"]["data"].__setitem__(3, value))
+    for sides_of_it in ((base, head), (head, base)):
+        assert cli.main(["compare", *sides_of_it]) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert "a.py::two: a time has to be a finite number > 0" in err
+        assert "run-0.json" in err
+        assert len(err.splitlines()) == 1
+
+
+def test_ratios_that_are_none_are_not_judged():
+    with pytest.raises(ValueError, match="finite"):
+        stats.judge([np.full(20, np.nan)], [np.zeros(20)])
+
+
+@pytest.mark.parametrize(("role", "status"), [("head", "head"), ("base", "base")])
+def test_a_worker_whose_times_are_none_breaks_its_case(role, status):
+    class Worker:
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def awake(self):
+            return contextlib.nullcontext()
+
+        def ask(self, request):
+            if request["do"] == "time":
+                return {"samples": [self.seconds] * request["samples"]}
+            return {"status": "ok", "calls_per_sample": 1}
+
+    workers = {name: Worker(float("nan") if name == role else 1e-3) for name in pairs.ROLES}
+    case = pairs.new_case(SMOKE[0], 1)
+    pairs._measure_case(case, workers, 0, FAST, None)
+    assert case["status"] == status
+    assert "finite number > 0, got nan" in case["detail"]
+    assert not any(case["samples"].values())
 
 
 def test_a_second_round_that_is_none(tmp_path, capsys):

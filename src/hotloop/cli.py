@@ -353,6 +353,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, command: list[str]) -> int:
     from .bench import compare, pytest_json
     from .bench.pairs import Plan
+    from .bench.files import FileError
     from .bench.processes import WorkerError
     from .bench.sides import SideError, resolve
 
@@ -383,7 +384,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
             say(f"{len(cases)} cases, {plan.pairs} pairs of processes")
             progress = (lambda _, text: say(text)) if sys.stderr.isatty() else (lambda _, text: None)
             record = compare.run(base, head, cases, plan, isa=options.isa, command=command, progress=progress)
-    except SideError as error:
+    except (SideError, FileError) as error:
         say(f"error: {error}")
         return 2
     except WorkerError as error:
