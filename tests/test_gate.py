@@ -625,6 +625,85 @@ def test_history_of_files_that_are_none(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("times", "total"), [([1, 2], 2), ([1, 9, 2], 2), ([1, 3, 4, 8], 3), ([1, 2, 3, 7, 8, 9], 4)])
+def test_the_ends_of_a_trend_share_no_run(times, total):
+    """Two or three runs were divided by themselves."""
+    assert history.Trend("m", SMOKE[0], 1, tuple(map(float, times)), (), ()).total == total
+
+
+def test_commits_go_by_the_moment(tmp_path):
+    path = tmp_path / "h.jsonl"
+    record = made_history(path, [1.0])
+    path.unlink()
+    # 12:00, 13:00 and 14:00 in UTC; as text they sort the other way round.
+    dates = ["2026-01-03T00:00:00+12:00", "2026-01-02T13:00:00Z", "2026-01-02T02:00:00-12:00"]
+    for number, date in enumerate(dates):
+        record["commit"].update(id=f"{number}", date=date)
+        history.add(path, history.lines_of(record))
+    assert {trend.commits for trend in history.trends(history.read(path))} == {("0", "1", "2")}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r["cases"][0]["candidates"][0].update(rounds=[[float("nan")]]), "finite number > 0, got nan"),
+        (lambda r: r["commit"].update(date=None), "a date has to be text, got None"),
+        (lambda r: r["commit"].update(date="yesterday"), "yesterday"),
+        (lambda r: r["commit"].pop("id"), "KeyError: 'id'"),
+        (lambda r: r["environment"].pop("load"), "KeyError: 'load'"),
+        (lambda r: r["cases"][0]["problem"].pop("cell"), "damaged"),
+    ],
+)  # fmt: skip
+def test_a_bad_run_is_not_added(spoil, message, tmp_path, capsys):
+    path, good, bad = (tmp_path / name for name in ("h.jsonl", "good.json", "bad.json"))
+    record = made_history(path, [1.0, 1.1])
+    before = path.read_bytes()
+    record["commit"]["id"] = "f" * 40
+    good.write_text(json.dumps(record))
+    spoil(record)
+    bad.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["history", str(path), "--add", str(good), str(bad)])
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith(f"hotloop history: error: {bad} ")
+    assert len(error.splitlines()) == 1
+    assert path.read_bytes() == before
+
+
+def test_a_bad_line_is_told_by_its_number(tmp_path, capsys):
+    path = tmp_path / "h.jsonl"
+    made_history(path, [1.0, 1.1])
+    first, *others = path.read_text().splitlines()
+    for text in (
+        "{",
+        "[" * 100_000,
+        first.replace('"seconds":', '"seconds":-'),
+        first.replace('"commit"', '"c"'),
+        "[]",
+    ):
+        path.write_text("\n".join((first, text, *others)))
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["history", str(path)])
+        error = capsys.readouterr().err
+        assert error.startswith(f"hotloop history: error: {path}, line 2, is no line of a history (")
+        assert len(error.splitlines()) == 1
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["history", str(path)])
+    assert "is not text" in capsys.readouterr().err
+
+
+def test_a_last_line_without_an_end_stays_a_line(tmp_path):
+    path = tmp_path / "h.jsonl"
+    record = made_history(path, [1.0])
+    count = len(history.read(path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().rstrip())
+    record["commit"]["id"] = "f" * 40
+    history.add(path, history.lines_of(record))
+    assert len(history.read(path)) == 2 * count
+
+
 def test_sparkline():
     assert history.sparkline([1.0, 1.0]) == "▁▁"
     assert history.sparkline([1.0, 2.0])[-1] == "█"

@@ -352,8 +352,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, command: list[str]) -> int:
     from .bench import compare, pytest_json
-    from .bench.pairs import Plan
     from .bench.files import FileError
+    from .bench.pairs import Plan
     from .bench.processes import WorkerError
     from .bench.sides import SideError, resolve
 
@@ -411,29 +411,27 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
 
 def _history(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from .bench import history
+    from .bench.files import DAMAGE, FileError, told
 
     try:
         import ruptures  # noqa: F401
     except ImportError:
         print('hotloop history needs ruptures: install the extra "history"', file=sys.stderr)
         return 2
-    path = options.file
     try:
-        for path in options.add:
-            try:
-                lines = history.lines_of(json.loads(path.read_text(encoding="utf-8")), options.commit)
-            except (ValueError, history.HistoryError) as error:
-                what = "is not JSON" if isinstance(error, ValueError) else error
-                raise history.HistoryError(f"{path} {what}") from None
+        # All are read before the first is added: half of what was asked for is harder to mend than nothing.
+        runs = [(path, history.read_run(path, options.commit)) for path in options.add]
+        for path, lines in runs:
             print(f"{path}: {history.add(options.file, lines)} lines added", file=sys.stderr)
-        path = options.file
-        found = history.read(path)
-    except history.HistoryError as error:
+        found = history.read(options.file)
+        machines = {line["machine"]["id"]: line["machine"] for line in found}
+        text = history.tell(history.trends(found), machines)
+        text.encode()
+    except FileError as error:
         parser.exit(2, f"hotloop history: error: {error}\n")
-    except OSError as error:
-        parser.exit(2, f"hotloop history: error: {path}: {error.strerror}\n")
-    machines = {line["machine"]["id"]: line["machine"] for line in found}
-    print(history.tell(history.trends(found), machines) or "no runs yet; --add some")
+    except DAMAGE as error:
+        parser.exit(2, f"hotloop history: error: {options.file}: its lines make no trends ({told(error)})\n")
+    print(text or "no runs yet; --add some")
     return 0
 
 

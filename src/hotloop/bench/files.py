@@ -52,6 +52,8 @@ def check_times(values: Iterable[Any], what: str) -> None:
 
 def moment(text: str) -> datetime:
     """Read a date: text of two zones does not sort, moments do. UTC where no zone is said. Raises ValueError."""
+    if not isinstance(text, str):
+        raise ValueError(f"a date has to be text, got {repr(text)[:40]}")
     # Python 3.10 does not know the Z that newer versions of git write.
     when = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
     return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when
