@@ -545,8 +545,90 @@ def test_sides_that_do_not_go_together(tmp_path, capsys):
     ):
         assert cli.main(["compare", base, head]) == 2
         assert message in capsys.readouterr().err
+    one = f"{base}/run-0.json"
+    assert cli.main(["compare", one, str(Path(base, "..", "b", "run-0.json"))]) == 2
+    assert "run-0.json is on both sides" in capsys.readouterr().err
+    assert cli.main(["compare", base, str(tmp_path / "**b")]) == 2
+    capsys.readouterr()
+
+
+def test_no_side_at_all(capsys):
+    for arguments in (("", "HEAD"), ("HEAD", ""), ("a.json", "b.json", "--confirm", "", "c.json")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["compare", *arguments])
+        assert "got ''" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--json", "{}"), "argument --json: cannot write to {}: it is a folder"),
+        (("--markdown", "{}"), "argument --markdown: cannot write to {}: it is a folder"),
+        (("--json", "{}/none/r.json"), "there is no folder {}/none"),
+        (("--json", "{}/r.json/r.json"), "there is no folder {}/r.json"),
+        (("--json", "{}/r", "--markdown", "{}/../{name}/r"), "is the file of --markdown, too"),
+        (("--json", "{}/h/run-0.json"), "run-0.json is one of the files that are read"),
+    ],
+)
+def test_places_are_tried_before_anything_is_measured(arguments, message, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base, head = (write_runs(tmp_path / name, rng, 1, count=1) for name in ("b", "h"))
+    (tmp_path / "r.json").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["compare", base, base, "--json", str(tmp_path / "none" / "r.json")])
+        cli.main(["compare", base, head, *(text.format(tmp_path, name=tmp_path.name) for text in arguments)])
+    out, err = capsys.readouterr()
+    assert not out
+    assert message.format(tmp_path) in err
+    assert len(err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_summary_that_cannot_be_written_is_printed_first(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    base, head, slow = (write_runs(tmp_path / name, rng, f) for name, f in (("b", 1), ("h", 1), ("w", 1.06)))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for other, status, text in ((head, 2, "passed"), (slow, 1, "FAILED")):
+        assert cli.main(["compare", base, other, "--json", str(tmp_path / "r.json")]) == status
+        out, err = capsys.readouterr()
+        assert text in out
+        assert "r.json: No space left on device" in err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r.update(benchmarks=1), "TypeError"),
+        (lambda r: r.update(machine_info=[]), "AttributeError"),
+        (lambda r: r["benchmarks"][0].pop("fullname"), "KeyError: 'fullname'"),
+        (lambda r: r["benchmarks"][0].update(fullname="\ud800"), "UnicodeEncodeError"),
+        (lambda r: r["benchmarks"][0].update(stats=None), "AttributeError"),
+        (lambda r: r["benchmarks"][0]["stats"]["data"].__setitem__(0, 10**400), "OverflowError"),
+        (lambda r: r["machine_info"].update(node=1), "TypeError"),
+        (lambda r: r["machine_info"].update(system=["x"]), "TypeError"),
+    ],
+)
+def test_damaged_files_of_pytest_benchmark(spoil, message, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base, head = (write_runs(tmp_path / name, rng, 1, count=1) for name in ("b", "h"))
+    edit(head, spoil)
+    assert cli.main(["compare", base, head]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert head in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    base = write_runs(tmp_path / "b", np.random.default_rng(0), 1, count=1)
+    path = Path(base, "run-0.json")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(pytest_json.read(path).benchmarks) == ["a.py::one", "a.py::two"]
 
 
 # History
@@ -652,6 +734,9 @@ def test_commits_go_by_the_moment(tmp_path):
         (lambda r: r["commit"].pop("id"), "KeyError: 'id'"),
         (lambda r: r["environment"].pop("load"), "KeyError: 'load'"),
         (lambda r: r["cases"][0]["problem"].pop("cell"), "damaged"),
+        (lambda r: r["cases"][0]["problem"].update(cell=[]), "damaged"),
+        (lambda r: r["cases"][0]["problem"].update(name=1), "the name of problem has to be text, got 1"),
+        (lambda r: r["environment"]["lscpu"].update({"Model name": "\ud800"}), "UnicodeEncodeError"),
     ],
 )  # fmt: skip
 def test_a_bad_run_is_not_added(spoil, message, tmp_path, capsys):

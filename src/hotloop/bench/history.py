@@ -124,8 +124,8 @@ def check(line: Line) -> None:
         if not isinstance(line[name]["id"], str) or not line[name]["id"]:
             raise ValueError(f"the id of {name} has to be text, got {line[name]['id']!r}")
     moment(line["commit"]["date"]), moment(line["date"])
-    line["machine"]["processor"], line["machine"]["processors"], line["machine"]["variant"]
-    Problem.from_dict(line["problem"])
+    if not isinstance(line["problem"]["name"], str):
+        raise ValueError(f"the name of problem has to be text, got {line['problem']['name']!r}")
     if isinstance(line["threads"], bool) or not isinstance(line["threads"], int) or line["threads"] < 1:
         raise ValueError(f"threads has to be an integer >= 1, got {line['threads']!r}")
     check_times([line["seconds"]], "seconds")
@@ -133,6 +133,8 @@ def check(line: Line) -> None:
     for name, reference in line["references"].items():
         check_times((time for samples in reference["samples"] for time in samples), f"samples of {name}")
         check_times(reference["ratio"][:1], f"ratio of {name}")
+    machine = line["machine"]
+    tell([_trend(machine["id"], line["threads"], [line])], {machine["id"]: machine}).encode()  # all the rest
 
 
 def _identity(line: Line) -> tuple[Any, ...]:

@@ -55,7 +55,10 @@ def files(name: str) -> list[Path]:
     if path.is_dir():
         found = list(path.glob("*.json"))
     elif any(sign in name for sign in "*?["):
-        found = list(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        try:
+            found = list(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        except (ValueError, NotImplementedError) as error:
+            raise SideError(f"{name!r} is no pattern: {error}") from None
     else:
         found = [path]
     if not found:
@@ -100,7 +103,7 @@ def _run_of(path: Path, record: Mapping[str, Any]) -> Run:
     cpu = facts.get("cpu") or {}
     machine = " ".join(filter(None, (facts.get("system"), facts.get("machine"), cpu.get("brand_raw"))))
     python = " ".join(filter(None, (facts.get("python_implementation"), facts.get("python_version"))))
-    return Run(path, machine, facts.get("node", ""), python, found)
+    return Run(path, machine, facts.get("node") or "", python, found)
 
 
 def read_sides(sides: Sides) -> tuple[list[Run], list[Run]]:
@@ -166,6 +169,9 @@ def run(base: str, head: str, command: Sequence[str] = (), confirm: Sides | None
     """
     first, second = read_sides((base, head))
     again = None if confirm is None else read_sides(confirm)
+    for one, other in ((first, second), *([again] if again else [])):
+        if both := {run.path.resolve() for run in one} & {run.path.resolve() for run in other}:
+            raise SideError(f"{min(both)} is on both sides, and a file says nothing against itself")
     known = {run.path.resolve() for run in (*first, *second)}
     for run in () if again is None else (*again[0], *again[1]):
         if run.path.resolve() in known:
