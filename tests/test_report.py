@@ -793,6 +793,11 @@ def test_errors_name_the_file_and_the_rule(content, message, tmp_path, capsys):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("text", ["2026-01-02T03:04:05", "2026-01-02T03:04:05Z", "2026-01-02T05:04:05+02:00"])
+def test_dates_are_told_in_utc(text):
+    assert results.format_date(text) == "2 January 2026, 03:04 UTC"
+
+
 def test_places_that_do_not_do_are_named(tmp_path, capsys):
     data = write(tmp_path / "run.json", stored_record())
     for arguments, message in (

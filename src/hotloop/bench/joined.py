@@ -114,10 +114,11 @@ def read(path: Path) -> Record:
         if is_gate(record):
             machine(record), record["noise"]
         else:
-            machine(record), results.remarks(record), results.summary(record), results.busy(record)
+            machine(record)
+            _check_samples(record)
+            results.remarks(record), results.summary(record), results.busy(record)
             if not record["cases"] and not record.get("latency") and not record.get("attention"):
                 raise RunError(f"{path} has no cases: nothing was measured")
-            _check_samples(record)
         moment(record["date"])
     except DAMAGE as error:
         raise RunError(f"{path} is no run of hotloop bench, or one that was damaged ({told(error)})") from None
