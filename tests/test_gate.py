@@ -542,6 +542,7 @@ def test_sides_that_do_not_go_together(tmp_path, capsys):
         (str(PACKAGE), "the other is not"),
         (str(tmp_path / "none.json"), "No such file"),
         (str(tmp_path / "n*.json"), "no file matches"),
+        (str(tmp_path / ("x" * 300)), "hotloop compare: error: "),
     ):
         assert cli.main(["compare", base, head]) == 2
         assert message in capsys.readouterr().err

@@ -804,6 +804,8 @@ def test_places_that_do_not_do_are_named(tmp_path, capsys):
         (("--out", tmp_path / "no" / "a.html"), "there is no folder"),
         (("--markdown", data), "is one of the files that are read, which would be lost"),
         (("--out", tmp_path), "it is a folder"),
+        (("--out", tmp_path / ("x" * 300)), "too long"),
+        ((tmp_path / ("x" * 300), "--markdown", tmp_path / "r.md"), "too long"),
         (("--out", tmp_path / "r.md", "--markdown", tmp_path / "." / "r.md"), "r.md is the file of --out, too"),
     ):
         with pytest.raises(SystemExit) as stopped:

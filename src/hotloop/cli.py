@@ -387,8 +387,8 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
         parser.exit(2, "hotloop compare: error: BASE and HEAD: expected a revision, a folder or files, got ''\n")
     outputs = {"--markdown": options.markdown, "--json": options.json}
     _check_outputs(parser, outputs)
-    kinds = [pytest_json.is_json(name) for name in names[:2]]
     try:
+        kinds = [pytest_json.is_json(name) for name in names[:2]]
         if any(kinds):
             if not all(kinds):
                 raise SideError("one side is JSON of pytest-benchmark and the other is not")
@@ -420,6 +420,9 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
         return 2
     except WorkerError as error:
         say(f"error: a side does not start: {error}")
+        return 2
+    except OSError as error:
+        say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         say("interrupted")

@@ -61,12 +61,12 @@ def moment(text: str) -> datetime:
 
 def why_not_writable(path: Path) -> str | None:
     """Say what keeps a file from being written there, before there is something to lose; leave no trace."""
-    if path.is_dir():
-        return "it is a folder"
-    if not path.absolute().parent.is_dir():
-        return f"there is no folder {path.absolute().parent}"
-    there = path.exists()
     try:
+        if path.is_dir():
+            return "it is a folder"
+        if not path.absolute().parent.is_dir():
+            return f"there is no folder {path.absolute().parent}"
+        there = path.exists()
         path.open("ab").close()
     except OSError as error:
         return error.strerror
@@ -78,6 +78,9 @@ def why_not_writable(path: Path) -> str | None:
 
 def is_same(one: Path, other: Path) -> bool:
     """Whether two paths are one file, which need not exist."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()
+    try:
+        if one.exists() and other.exists():
+            return one.samefile(other)
+        return one.resolve() == other.resolve()
+    except OSError:  # a name that is too long is told where the file is read or written
+        return False
