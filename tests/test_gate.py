@@ -1,5 +1,6 @@
 """The time gate and the history: statistics on made and stored samples, sides, files. Timing is never asserted."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -426,6 +427,48 @@ def test_a_second_round_of_files(tmp_path, capsys):
     assert cli.main(["compare", base, same2, "--confirm", base2, slow2]) == 0  # nothing to confirm
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1e-3, True, "1", None])
+def test_times_that_are_none_do_not_pass(value, tmp_path, capsys):
+    """NaN is not slower than anything: the gate passed it."""
+    rng = np.random.default_rng(0)
+    base, head = (write_runs(tmp_path / name, rng, 1, count=2) for name in ("b", "h"))
+    edit(head, lambda record: record["benchmarks"][1]["stats"]["data"].__setitem__(3, value))
+    for sides_of_it in ((base, head), (head, base)):
+        assert cli.main(["compare", *sides_of_it]) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert "a.py::two: a time has to be a finite number > 0" in err
+        assert "run-0.json" in err
+        assert len(err.splitlines()) == 1
+
+
+def test_ratios_that_are_none_are_not_judged():
+    with pytest.raises(ValueError, match="finite"):
+        stats.judge([np.full(20, np.nan)], [np.zeros(20)])
+
+
+@pytest.mark.parametrize(("role", "status"), [("head", "head"), ("base", "base")])
+def test_a_worker_whose_times_are_none_breaks_its_case(role, status):
+    class Worker:
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def awake(self):
+            return contextlib.nullcontext()
+
+        def ask(self, request):
+            if request["do"] == "time":
+                return {"samples": [self.seconds] * request["samples"]}
+            return {"status": "ok", "calls_per_sample": 1}
+
+    workers = {name: Worker(float("nan") if name == role else 1e-3) for name in pairs.ROLES}
+    case = pairs.new_case(SMOKE[0], 1)
+    pairs._measure_case(case, workers, 0, FAST, None)
+    assert case["status"] == status
+    assert "finite number > 0, got nan" in case["detail"]
+    assert not any(case["samples"].values())
+
+
 def test_a_second_round_that_is_none(tmp_path, capsys):
     rng = np.random.default_rng(0)
     base, slow, other = (write_runs(tmp_path / name, rng, f) for name, f in (("b", 1), ("w", 1.06), ("o", 1)))
@@ -499,11 +542,94 @@ def test_sides_that_do_not_go_together(tmp_path, capsys):
         (str(PACKAGE), "the other is not"),
         (str(tmp_path / "none.json"), "No such file"),
         (str(tmp_path / "n*.json"), "no file matches"),
+        (str(tmp_path / ("x" * 300)), "hotloop compare: error: "),
     ):
         assert cli.main(["compare", base, head]) == 2
         assert message in capsys.readouterr().err
+    one = f"{base}/run-0.json"
+    assert cli.main(["compare", one, str(Path(base, "..", "b", "run-0.json"))]) == 2
+    assert "run-0.json is on both sides" in capsys.readouterr().err
+    assert cli.main(["compare", base, str(tmp_path / "**b")]) == 2
+    capsys.readouterr()
+
+
+def test_no_side_at_all(capsys):
+    for arguments in (("", "HEAD"), ("HEAD", ""), ("a.json", "b.json", "--confirm", "", "c.json")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["compare", *arguments])
+        assert "got ''" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--json", "{}"), "argument --json: cannot write to {}: it is a folder"),
+        (("--markdown", "{}"), "argument --markdown: cannot write to {}: it is a folder"),
+        (("--json", "{}/none/r.json"), "there is no folder {}/none"),
+        (("--json", "{}/r.json/r.json"), "there is no folder {}/r.json"),
+        (("--json", "{}/r", "--markdown", "{}/../{name}/r"), "is the file of --markdown, too"),
+        (("--json", "{}/h/run-0.json"), "run-0.json is one of the files that are read"),
+    ],
+)
+def test_places_are_tried_before_anything_is_measured(arguments, message, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base, head = (write_runs(tmp_path / name, rng, 1, count=1) for name in ("b", "h"))
+    (tmp_path / "r.json").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["compare", base, base, "--json", str(tmp_path / "none" / "r.json")])
+        cli.main(["compare", base, head, *(text.format(tmp_path, name=tmp_path.name) for text in arguments)])
+    out, err = capsys.readouterr()
+    assert not out
+    assert message.format(tmp_path) in err
+    assert len(err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_summary_that_cannot_be_written_is_printed_first(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    base, head, slow = (write_runs(tmp_path / name, rng, f) for name, f in (("b", 1), ("h", 1), ("w", 1.06)))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for other, status, text in ((head, 2, "passed"), (slow, 1, "FAILED")):
+        assert cli.main(["compare", base, other, "--json", str(tmp_path / "r.json")]) == status
+        out, err = capsys.readouterr()
+        assert text in out
+        assert "r.json: No space left on device" in err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r.update(benchmarks=1), "TypeError"),
+        (lambda r: r.update(machine_info=[]), "AttributeError"),
+        (lambda r: r["benchmarks"][0].pop("fullname"), "KeyError: 'fullname'"),
+        (lambda r: r["benchmarks"][0].update(fullname="\ud800"), "UnicodeEncodeError"),
+        (lambda r: r["benchmarks"][0].update(stats=None), "AttributeError"),
+        (lambda r: r["benchmarks"][0]["stats"]["data"].__setitem__(0, 10**400), "OverflowError"),
+        (lambda r: r["machine_info"].update(node=1), "TypeError"),
+        (lambda r: r["machine_info"].update(system=["x"]), "TypeError"),
+    ],
+)
+def test_damaged_files_of_pytest_benchmark(spoil, message, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base, head = (write_runs(tmp_path / name, rng, 1, count=1) for name in ("b", "h"))
+    edit(head, spoil)
+    assert cli.main(["compare", base, head]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert head in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    base = write_runs(tmp_path / "b", np.random.default_rng(0), 1, count=1)
+    path = Path(base, "run-0.json")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(pytest_json.read(path).benchmarks) == ["a.py::one", "a.py::two"]
 
 
 # History
@@ -580,6 +706,88 @@ def test_history_of_files_that_are_none(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["history", *arguments])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("times", "total"), [([1, 2], 2), ([1, 9, 2], 2), ([1, 3, 4, 8], 3), ([1, 2, 3, 7, 8, 9], 4)])
+def test_the_ends_of_a_trend_share_no_run(times, total):
+    """Two or three runs were divided by themselves."""
+    assert history.Trend("m", SMOKE[0], 1, tuple(map(float, times)), (), ()).total == total
+
+
+def test_commits_go_by_the_moment(tmp_path):
+    path = tmp_path / "h.jsonl"
+    record = made_history(path, [1.0])
+    path.unlink()
+    # 12:00, 13:00 and 14:00 in UTC; as text they sort the other way round.
+    dates = ["2026-01-03T00:00:00+12:00", "2026-01-02T13:00:00Z", "2026-01-02T02:00:00-12:00"]
+    for number, date in enumerate(dates):
+        record["commit"].update(id=f"{number}", date=date)
+        history.add(path, history.lines_of(record))
+    assert {trend.commits for trend in history.trends(history.read(path))} == {("0", "1", "2")}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r["cases"][0]["candidates"][0].update(rounds=[[float("nan")]]), "finite number > 0, got nan"),
+        (lambda r: r["commit"].update(date=None), "a date has to be text, got None"),
+        (lambda r: r["commit"].update(date="yesterday"), "yesterday"),
+        (lambda r: r["commit"].pop("id"), "KeyError: 'id'"),
+        (lambda r: r["environment"].pop("load"), "KeyError: 'load'"),
+        (lambda r: r["cases"][0]["problem"].pop("cell"), "damaged"),
+        (lambda r: r["cases"][0]["problem"].update(cell=[]), "damaged"),
+        (lambda r: r["cases"][0]["problem"].update(name=1), "the name of problem has to be text, got 1"),
+        (lambda r: r["environment"]["lscpu"].update({"Model name": "\ud800"}), "UnicodeEncodeError"),
+    ],
+)  # fmt: skip
+def test_a_bad_run_is_not_added(spoil, message, tmp_path, capsys):
+    path, good, bad = (tmp_path / name for name in ("h.jsonl", "good.json", "bad.json"))
+    record = made_history(path, [1.0, 1.1])
+    before = path.read_bytes()
+    record["commit"]["id"] = "f" * 40
+    good.write_text(json.dumps(record))
+    spoil(record)
+    bad.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["history", str(path), "--add", str(good), str(bad)])
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith(f"hotloop history: error: {bad} ")
+    assert len(error.splitlines()) == 1
+    assert path.read_bytes() == before
+
+
+def test_a_bad_line_is_told_by_its_number(tmp_path, capsys):
+    path = tmp_path / "h.jsonl"
+    made_history(path, [1.0, 1.1])
+    first, *others = path.read_text().splitlines()
+    for text in (
+        "{",
+        "[" * 100_000,
+        first.replace('"seconds":', '"seconds":-'),
+        first.replace('"commit"', '"c"'),
+        "[]",
+    ):
+        path.write_text("\n".join((first, text, *others)))
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["history", str(path)])
+        error = capsys.readouterr().err
+        assert error.startswith(f"hotloop history: error: {path}, line 2, is no line of a history (")
+        assert len(error.splitlines()) == 1
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["history", str(path)])
+    assert "is not text" in capsys.readouterr().err
+
+
+def test_a_last_line_without_an_end_stays_a_line(tmp_path):
+    path = tmp_path / "h.jsonl"
+    record = made_history(path, [1.0])
+    count = len(history.read(path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().rstrip())
+    record["commit"]["id"] = "f" * 40
+    history.add(path, history.lines_of(record))
+    assert len(history.read(path)) == 2 * count
 
 
 def test_sparkline():

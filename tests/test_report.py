@@ -739,6 +739,12 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, capsys, monkeypatch):
     assert "2 machines: their figures are kept apart" in capsys.readouterr().err
 
 
+def with_rounds(rounds):
+    record = json.loads(json.dumps(stored_record()))
+    record["cases"][0]["candidates"][0]["rounds"] = rounds
+    return record
+
+
 def damaged():
     record = full_record()
     del record["cases"][0]["problem"]["cell"]
@@ -754,6 +760,17 @@ def damaged():
         ([1], "is no run of hotloop bench: it has no schema_version"),
         ({"schema_version": 2}, "has schema_version 2, and this hotloop reads up to 1: a newer one wrote it"),
         ({"schema_version": 1}, "is no run of hotloop bench, or one that was damaged (KeyError: 'environment')"),
+        ({**stored_record(), "schema_version": 0}, "schema_version has to be an integer >= 1, got 0"),
+        ({**stored_record(), "schema_version": -1}, "schema_version has to be an integer >= 1, got -1"),
+        ({**stored_record(), "schema_version": True}, "schema_version has to be an integer >= 1, got True"),
+        ({**stored_record(), "date": "yesterday"}, "or one that was damaged (ValueError:"),
+        ({**stored_record(), "date": None}, "a date has to be text, got None"),
+        (with_rounds([[float("nan")]]), "a time has to be a finite number > 0, got nan"),
+        (with_rounds([[float("inf")]]), "a time has to be a finite number > 0, got inf"),
+        (with_rounds([[0.0]]), "a time has to be a finite number > 0, got 0.0"),
+        (with_rounds([[1e-3], []]), "there are no times"),
+        ("[" * 100_000, "too many brackets"),
+        ({**stored_record(), "latency": 7}, "no report can be made of that (TypeError:"),
         (damaged(), "or one that was damaged (TypeError:"),
         ({**stored_record(), "cases": []}, "has no cases"),
         (gate_record(stored_record()), "and no run of hotloop bench is"),
@@ -776,17 +793,29 @@ def test_errors_name_the_file_and_the_rule(content, message, tmp_path, capsys):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("text", ["2026-01-02T03:04:05", "2026-01-02T03:04:05Z", "2026-01-02T05:04:05+02:00"])
+def test_dates_are_told_in_utc(text):
+    assert results.format_date(text) == "2 January 2026, 03:04 UTC"
+
+
 def test_places_that_do_not_do_are_named(tmp_path, capsys):
     data = write(tmp_path / "run.json", stored_record())
     for arguments, message in (
         (("--out", tmp_path / "no" / "a.html"), "there is no folder"),
-        (("--markdown", data), "is one of the runs, which would be lost"),
+        (("--markdown", data), "is one of the files that are read, which would be lost"),
+        (("--out", tmp_path), "it is a folder"),
+        (("--out", tmp_path / ("x" * 300)), "too long"),
+        ((tmp_path / ("x" * 300), "--markdown", tmp_path / "r.md"), "too long"),
+        (("--out", tmp_path / "r.md", "--markdown", tmp_path / "." / "r.md"), "r.md is the file of --out, too"),
     ):
         with pytest.raises(SystemExit) as stopped:
             command(data, *arguments)
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
     assert json.loads(data.read_text(encoding="utf-8")) == stored_record()
+    assert list(tmp_path.iterdir()) == [data]
+    data.write_bytes(b"\xef\xbb\xbf" + data.read_bytes())
+    assert joined.read(data) == stored_record()
 
 
 def test_without_matplotlib_markdown_is_written(tmp_path, capsys, monkeypatch):

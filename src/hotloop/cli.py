@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -277,13 +277,31 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the same as Markdown, without figures")
 
 
+def _check_outputs(
+    parser: argparse.ArgumentParser, outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()
+) -> None:
+    """Exit where a file cannot be written, or would replace one that is read or written: before any work is done."""
+    from .bench.files import is_same, why_not_writable
+
+    seen: dict[str, Path] = {}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        why = None
+        if any(is_same(path, one) for one in inputs):
+            why = f"{path} is one of the files that are read, which would be lost"
+        elif twin := next((one for one in seen if is_same(seen[one], path)), None):
+            why = f"{path} is the file of {twin}, too"
+        elif problem := why_not_writable(path):
+            why = f"cannot write to {path}: {problem}"
+        if why:
+            parser.exit(2, f"{parser.prog}: error: argument {name}: {why}\n")
+        seen[name] = path
+
+
 def _report(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     page = options.out or (None if options.markdown else Path("report.html"))
-    for name, path in (("--out", page), ("--markdown", options.markdown)):
-        if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"argument {name}: {path}: there is no folder {path.absolute().parent}")
-        if path is not None and any(path.exists() and path.samefile(run) for run in options.runs if run.exists()):
-            parser.error(f"argument {name}: {path} is one of the runs, which would be lost")
+    _check_outputs(parser, {"--out": page, "--markdown": options.markdown}, options.runs)
     if page is not None:
         try:
             import matplotlib  # noqa: F401
@@ -294,23 +312,27 @@ def _report(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
             )
             return 2
     from .bench import joined, markdown
+    from .bench.files import DAMAGE, FileError, told
 
-    path = None
+    texts: dict[Path, bytes] = {}
     try:
-        records = [joined.read(path) for path in options.runs]
-        parts = joined.join(records)
+        parts = joined.join([joined.read(path) for path in options.runs])
         if page is not None:
             from .bench.report import render
 
-            path = page
-            page.write_text(render(parts), encoding="utf-8")
+            texts[page] = render(parts).encode()
         if options.markdown is not None:
-            path = options.markdown
-            path.write_text(markdown.render(parts), encoding="utf-8")
-    except joined.RunError as error:
+            texts[options.markdown] = markdown.render(parts).encode()
+    except FileError as error:
         parser.exit(2, f"hotloop report: error: {error}\n")
-    except OSError as error:
-        parser.exit(2, f"hotloop report: error: {path}: {error.strerror}\n")
+    except DAMAGE as error:
+        runs = ", ".join(map(str, options.runs))
+        parser.exit(2, f"hotloop report: error: {runs}: no report can be made of that ({told(error)})\n")
+    for path, text in texts.items():
+        try:
+            path.write_bytes(text)
+        except OSError as error:
+            parser.exit(2, f"hotloop report: error: {path}: {error.strerror}\n")
     if len(parts) > 1:
         print(f"{len(parts)} machines: their figures are kept apart", file=sys.stderr)
     print("  ".join(str(path) for path in (page, options.markdown) if path is not None))
@@ -352,6 +374,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, command: list[str]) -> int:
     from .bench import compare, pytest_json
+    from .bench.files import DAMAGE, FileError, told
     from .bench.pairs import Plan
     from .bench.processes import WorkerError
     from .bench.sides import SideError, resolve
@@ -359,16 +382,24 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
     def say(text: str) -> None:
         print(f"hotloop compare: {text}", file=sys.stderr, flush=True)
 
-    for path in (options.markdown, options.json):
-        if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"{path}: there is no folder {path.absolute().parent}")
-    kinds = [pytest_json.is_json(name) for name in (options.base, options.head)]
+    names = [options.base, options.head, *(options.confirm or ())]
+    if not all(names):
+        parser.exit(2, "hotloop compare: error: BASE and HEAD: expected a revision, a folder or files, got ''\n")
+    outputs = {"--markdown": options.markdown, "--json": options.json}
+    _check_outputs(parser, outputs)
     try:
+        kinds = [pytest_json.is_json(name) for name in names[:2]]
         if any(kinds):
             if not all(kinds):
                 raise SideError("one side is JSON of pytest-benchmark and the other is not")
+            _check_outputs(parser, outputs, [path for name in names for path in pytest_json.files(name)])
             confirm = (options.confirm[0], options.confirm[1]) if options.confirm else None
-            record = pytest_json.run(options.base, options.head, command, confirm)
+            try:
+                record = pytest_json.run(options.base, options.head, command, confirm)
+                text = compare.markdown(record)
+                text.encode()
+            except DAMAGE as error:
+                raise FileError(f"{', '.join(names)}: these cannot be compared ({told(error)})") from None
         elif options.confirm:
             parser.error("argument --confirm: only files of pytest-benchmark need it; other sides are measured again")
         else:
@@ -383,22 +414,29 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
             say(f"{len(cases)} cases, {plan.pairs} pairs of processes")
             progress = (lambda _, text: say(text)) if sys.stderr.isatty() else (lambda _, text: None)
             record = compare.run(base, head, cases, plan, isa=options.isa, command=command, progress=progress)
-    except SideError as error:
+            text = compare.markdown(record)
+    except (SideError, FileError) as error:
         say(f"error: {error}")
         return 2
     except WorkerError as error:
         say(f"error: a side does not start: {error}")
         return 2
+    except OSError as error:
+        say(f"error: {error}")
+        return 2
     except KeyboardInterrupt:
         say("interrupted")
         return 130
-    text = compare.markdown(record)
-    if options.markdown is not None:
-        options.markdown.write_text(text, encoding="utf-8")
-    if options.json is not None:
-        options.json.write_text(json.dumps(record), encoding="utf-8")
-    print(text, end="")
-    return compare.status(record)
+    print(text, end="", flush=True)  # first: a disk may be full
+    failed = False
+    for path, content in ((options.markdown, text), (options.json, json.dumps(record))):
+        if path is not None:
+            try:
+                path.write_text(content, encoding="utf-8")
+            except OSError as error:
+                say(f"error: {path}: {error.strerror}")
+                failed = True
+    return compare.status(record) or (2 if failed else 0)
 
 
 def _add_history(parser: argparse.ArgumentParser) -> None:
@@ -410,29 +448,27 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
 
 def _history(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from .bench import history
+    from .bench.files import DAMAGE, FileError, told
 
     try:
         import ruptures  # noqa: F401
     except ImportError:
         print('hotloop history needs ruptures: install the extra "history"', file=sys.stderr)
         return 2
-    path = options.file
     try:
-        for path in options.add:
-            try:
-                lines = history.lines_of(json.loads(path.read_text(encoding="utf-8")), options.commit)
-            except (ValueError, history.HistoryError) as error:
-                what = "is not JSON" if isinstance(error, ValueError) else error
-                raise history.HistoryError(f"{path} {what}") from None
+        # All are read before the first is added: half of what was asked for is harder to mend than nothing.
+        runs = [(path, history.read_run(path, options.commit)) for path in options.add]
+        for path, lines in runs:
             print(f"{path}: {history.add(options.file, lines)} lines added", file=sys.stderr)
-        path = options.file
-        found = history.read(path)
-    except history.HistoryError as error:
+        found = history.read(options.file)
+        machines = {line["machine"]["id"]: line["machine"] for line in found}
+        text = history.tell(history.trends(found), machines)
+        text.encode()
+    except FileError as error:
         parser.exit(2, f"hotloop history: error: {error}\n")
-    except OSError as error:
-        parser.exit(2, f"hotloop history: error: {path}: {error.strerror}\n")
-    machines = {line["machine"]["id"]: line["machine"] for line in found}
-    print(history.tell(history.trends(found), machines) or "no runs yet; --add some")
+    except DAMAGE as error:
+        parser.exit(2, f"hotloop history: error: {options.file}: its lines make no trends ({told(error)})\n")
+    print(text or "no runs yet; --add some")
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import results, stats
+from .files import DAMAGE, FileError, check_times, load, moment, told
 from .peers import OURS
 from .problems import Problem
 
@@ -25,7 +26,7 @@ SCHEMA_VERSION = 1
 Line = dict[str, Any]
 
 
-class HistoryError(Exception):
+class HistoryError(FileError):
     """A file is not what it should be; the message is for the user."""
 
 
@@ -79,9 +80,21 @@ def lines_of(record: Mapping[str, Any], commit: str | None = None) -> list[Line]
             "versions": record["environment"]["versions"],
             "load": record["environment"]["load"],
         }
-        return [line for case in record["cases"] for line in _case_lines(head, case)]
-    except (KeyError, TypeError, AttributeError):
-        raise HistoryError("is no run of hotloop bench") from None
+        lines = [line for case in record["cases"] for line in _case_lines(head, case)]
+        for line in lines:
+            check(line)
+    except DAMAGE as error:
+        raise HistoryError(f"is no run of hotloop bench, or one that was damaged ({told(error)})") from None
+    return [_plain(line) for line in lines]
+
+
+def read_run(path: Path, commit: str | None = None) -> list[Line]:
+    """Make the lines of a run from its file. Raises FileError."""
+    record = load(path)
+    try:
+        return lines_of(record, commit)
+    except HistoryError as error:
+        raise HistoryError(f"{path} {error}") from None
 
 
 def _case_lines(head: Line, case: Mapping[str, Any]) -> Iterable[Line]:
@@ -102,34 +115,68 @@ def _case_lines(head: Line, case: Mapping[str, Any]) -> Iterable[Line]:
         }
 
 
+def check(line: Line) -> None:
+    """Raise one of DAMAGE unless a line has what trends are made of: one bad line would spoil a file for good."""
+    version = line["schema_version"]
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        raise ValueError(f"schema_version has to be an integer from 1 to {SCHEMA_VERSION}, got {version!r}")
+    for name in ("commit", "machine"):
+        if not isinstance(line[name]["id"], str) or not line[name]["id"]:
+            raise ValueError(f"the id of {name} has to be text, got {line[name]['id']!r}")
+    moment(line["commit"]["date"]), moment(line["date"])
+    if not isinstance(line["problem"]["name"], str):
+        raise ValueError(f"the name of problem has to be text, got {line['problem']['name']!r}")
+    if isinstance(line["threads"], bool) or not isinstance(line["threads"], int) or line["threads"] < 1:
+        raise ValueError(f"threads has to be an integer >= 1, got {line['threads']!r}")
+    check_times([line["seconds"]], "seconds")
+    check_times((time for samples in line["samples"] for time in samples), "samples")
+    for name, reference in line["references"].items():
+        check_times((time for samples in reference["samples"] for time in samples), f"samples of {name}")
+        check_times(reference["ratio"][:1], f"ratio of {name}")
+    machine = line["machine"]
+    tell([_trend(machine["id"], line["threads"], [line])], {machine["id"]: machine}).encode()  # all the rest
+
+
 def _identity(line: Line) -> tuple[Any, ...]:
     return line["machine"]["id"], line["problem"]["name"], line["threads"], line["commit"]["id"], line["date"]
 
 
 def read(path: Path) -> list[Line]:
-    """Read the lines of a file. Raises HistoryError."""
+    """Read the lines of a file. Raises FileError."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror}") from None
+    except UnicodeError:
+        raise HistoryError(f"{path} is not text") from None
     lines: list[Line] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(content.splitlines(), 1):
         try:
             line = json.loads(text)
-            _identity(line), line["seconds"], line["references"]
-        except (ValueError, KeyError, TypeError):
-            raise HistoryError(f"{path}, line {number}, is no line of a history") from None
+            check(line)
+        except DAMAGE as error:
+            raise HistoryError(f"{path}, line {number}, is no line of a history ({told(error)})") from None
         lines.append(line)
     return lines
 
 
 def add(path: Path, lines: Sequence[Line]) -> int:
-    """Append lines that are not there yet, and return how many."""
+    """Append lines that are not there yet, and return how many. Raises FileError; then nothing is written."""
     there = {_identity(line) for line in read(path)} if path.exists() else set()
     new = [line for line in lines if _identity(line) not in there]
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in map(_plain, new))
+    text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in new)
+    try:
+        if there and not path.read_bytes().endswith(b"\n"):
+            text = "\n" + text  # an editor may have taken the last line's end
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror}") from None
     return len(new)
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: the interval of a single round has none to show."""
+    """JSON has no NaN: the interval of a single round has none to show, nor has a load that is not known."""
     if isinstance(value, float) and not np.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -170,14 +217,16 @@ class Trend:
 
     @property
     def total(self) -> float:
-        """The last time over the first, from medians of up to three."""
-        return float(np.median(self.seconds[-3:]) / np.median(self.seconds[:3]))
+        """The last time over the first, from medians of up to three at each end, which share no run."""
+        count = max(1, min(3, len(self.seconds) // 2))
+        return float(np.median(self.seconds[-count:]) / np.median(self.seconds[:count]))
 
 
 def trends(lines: Sequence[Line]) -> list[Trend]:
     """Sort lines into series, by the commit's date, and find the changes of each."""
     series: dict[tuple[str, str, int], list[Line]] = {}
-    for line in sorted(lines, key=lambda line: (line["commit"]["date"], line["date"])):
+    # As moments: git writes a commit's date in the zone of whoever made it.
+    for line in sorted(lines, key=lambda line: (moment(line["commit"]["date"]), moment(line["date"]))):
         series.setdefault((line["machine"]["id"], line["problem"]["name"], line["threads"]), []).append(line)
     return [_trend(machine, threads, one) for (machine, _, threads), one in sorted(series.items())]
 

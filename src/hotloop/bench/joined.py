@@ -7,7 +7,6 @@ that several runs have, the newest run's figures count, whatever they are, and a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from . import results
+from .files import DAMAGE, FileError, check_times, load, moment, told
 from .history import machine_of
 from .run import SCHEMA_VERSION
 
 Record = Mapping[str, Any]
 
 
-class RunError(Exception):
+class RunError(FileError):
     """A file is no run that can be reported; the message is for the user."""
 
 
@@ -99,32 +99,41 @@ def _repeat(name: str, cases: Sequence[tuple[int, results.Case]]) -> Repeat:
 
 
 def read(path: Path) -> Record:
-    """Read a record of `hotloop bench`, or of `hotloop compare --json`. Raises RunError."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        what = f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else "not text"
-        raise RunError(f"{path} is {what}") from None
+    """Read a record of `hotloop bench`, or of `hotloop compare --json`. Raises FileError."""
+    record = load(path)
     version = record.get("schema_version") if isinstance(record, dict) else None
-    if not isinstance(version, int):
+    if version is None:
         raise RunError(f"{path} is no run of hotloop bench: it has no schema_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise RunError(f"{path} is no run of hotloop bench: schema_version has to be an integer >= 1, got {version!r}")
     if version > SCHEMA_VERSION:
         raise RunError(
             f"{path} has schema_version {version}, and this hotloop reads up to {SCHEMA_VERSION}: a newer one wrote it"
         )
     try:
         if is_gate(record):
-            machine(record), record["noise"], record["date"]
+            machine(record), record["noise"]
         else:
-            machine(record), results.remarks(record), results.summary(record), results.busy(record)
+            machine(record)
+            _check_samples(record)
+            results.remarks(record), results.summary(record), results.busy(record)
             if not record["cases"] and not record.get("latency") and not record.get("attention"):
                 raise RunError(f"{path} has no cases: nothing was measured")
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise RunError(f"{path} is no run of hotloop bench, or one that was damaged ({what})") from None
+        moment(record["date"])
+    except DAMAGE as error:
+        raise RunError(f"{path} is no run of hotloop bench, or one that was damaged ({told(error)})") from None
     return dict(record)
+
+
+def _check_samples(record: Record) -> None:
+    """Raise one of DAMAGE where a time is none: medians would hide it, or take it for a figure."""
+    for case in record["cases"]:
+        for candidate in case["candidates"]:
+            for samples in candidate["rounds"]:
+                check_times(samples, f"{candidate['name']}, {case['problem']['name']}")
+    for step in (record.get("attention") or {}).get("steps", ()):
+        for samples in step["rounds"]:
+            check_times(samples, f"{step['name']}, a step of attention")
 
 
 def is_gate(record: Record) -> bool:
@@ -157,7 +166,7 @@ def join(records: Iterable[Record]) -> list[Part]:
                 f"{machines[name]['variant']}), and no run of hotloop bench is: its noise belongs to none of them"
             )
     return [
-        _part(machines[name], sorted(members, key=lambda run: run["date"]), gates.get(name, []))
+        _part(machines[name], sorted(members, key=lambda run: moment(run["date"])), gates.get(name, []))
         for name, members in runs.items()
     ]
 

@@ -15,6 +15,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from .files import check_times
 from .problems import Problem
 from .processes import WorkerError, WorkerProcess, start_candidate
 from .sides import Side
@@ -135,8 +136,10 @@ def _measure_case(
         for turn in range(plan.turns):
             for role in order(pair, turn):
                 with workers[role].awake():
-                    rows[role] += workers[role].ask({"do": "time", "samples": plan.samples})["samples"]
-    except WorkerError as error:
+                    samples = workers[role].ask({"do": "time", "samples": plan.samples})["samples"]
+                check_times(samples, "samples")
+                rows[role] += samples
+    except (WorkerError, ValueError) as error:
         case.update(status="head" if role == "head" else "base", detail=str(error))
         return
     for role in ROLES:

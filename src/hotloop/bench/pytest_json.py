@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from . import stats
 from .compare import Record, conclude, new_record, write_judgements
+from .files import DAMAGE, check_times, load, told
 from .pairs import name_of
 from .sides import SideError
 
@@ -55,7 +55,10 @@ def files(name: str) -> list[Path]:
     if path.is_dir():
         found = list(path.glob("*.json"))
     elif any(sign in name for sign in "*?["):
-        found = list(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        try:
+            found = list(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        except (ValueError, NotImplementedError) as error:
+            raise SideError(f"{name!r} is no pattern: {error}") from None
     else:
         found = [path]
     if not found:
@@ -69,15 +72,17 @@ def files(name: str) -> list[Path]:
 
 
 def read(path: Path) -> Run:
-    """Read the raw samples of a file. Raises SideError."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SideError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise SideError(f"{path} is not JSON") from None
+    """Read the raw samples of a file. Raises FileError or SideError."""
+    record = load(path)
     if not isinstance(record, dict) or not {"benchmarks", "machine_info"} <= record.keys():
         raise SideError(f"{path} was not written by pytest-benchmark (`pytest --benchmark-json=FILE`)")
+    try:
+        return _run_of(path, record)
+    except DAMAGE as error:
+        raise SideError(f"{path} was not written by pytest-benchmark, or was damaged ({told(error)})") from None
+
+
+def _run_of(path: Path, record: Mapping[str, Any]) -> Run:
     found: dict[str, list[float]] = {}
     for one in record["benchmarks"]:
         data = one.get("stats", {}).get("data")
@@ -86,16 +91,23 @@ def read(path: Path) -> Run:
                 f"{path} has no raw samples of {one.get('fullname', 'a benchmark')}: write it by --benchmark-json, or "
                 "with --benchmark-save-data"
             )
-        found[one["fullname"]] = data
+        name = one["fullname"]
+        name.encode()  # what is no text cannot be printed later
+        try:
+            check_times(data, name)
+        except ValueError as error:
+            # A time that is none compares as neither slower nor faster: the gate would pass.
+            raise SideError(f"{path}: {error}") from None
+        found[name] = data
     facts: dict[str, Any] = record["machine_info"]
     cpu = facts.get("cpu") or {}
     machine = " ".join(filter(None, (facts.get("system"), facts.get("machine"), cpu.get("brand_raw"))))
     python = " ".join(filter(None, (facts.get("python_implementation"), facts.get("python_version"))))
-    return Run(path, machine, facts.get("node", ""), python, found)
+    return Run(path, machine, facts.get("node") or "", python, found)
 
 
 def read_sides(sides: Sides) -> tuple[list[Run], list[Run]]:
-    """Read the files of both sides, which have to be as many and of one machine. Raises SideError."""
+    """Read the files of both sides, which have to be as many and of one machine. Raises FileError or SideError."""
     base, head = ([read(path) for path in files(name)] for name in sides)
     if len(base) != len(head):
         raise SideError(f"files are compared in pairs, and {sides[0]} is {len(base)} and {sides[1]} {len(head)}")
@@ -140,9 +152,6 @@ def judge_files(base: Sequence[Run], head: Sequence[Run], names: Collection[str]
             left.append(f"{name}: left out, too few samples ({least} in a file, and {blocks} are needed)")
             continue
         ours, theirs = _times(head, name, blocks), _times(base, name, blocks)
-        if min(ours.min(), theirs.min()) <= 0:
-            left.append(f"{name}: left out, a time of zero")
-            continue
         cases.append({"name": name, "status": "ok", "detail": "", "samples": samples})
         effects.append(np.log(ours) - np.log(theirs))
         noises.append(np.concatenate([_apart(theirs), _apart(ours)]))
@@ -154,9 +163,15 @@ def judge_files(base: Sequence[Run], head: Sequence[Run], names: Collection[str]
 
 
 def run(base: str, head: str, command: Sequence[str] = (), confirm: Sides | None = None) -> Record:
-    """Compare files benchmark by benchmark, and hold what seems slower to a second round of files. Raises SideError."""
+    """Compare files benchmark by benchmark, and hold what seems slower to a second round of files.
+
+    Raises FileError or SideError.
+    """
     first, second = read_sides((base, head))
     again = None if confirm is None else read_sides(confirm)
+    for one, other in ((first, second), *([again] if again else [])):
+        if both := {run.path.resolve() for run in one} & {run.path.resolve() for run in other}:
+            raise SideError(f"{min(both)} is on both sides, and a file says nothing against itself")
     known = {run.path.resolve() for run in (*first, *second)}
     for run in () if again is None else (*again[0], *again[1]):
         if run.path.resolve() in known:

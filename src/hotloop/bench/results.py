@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import timezone
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import attention, memory, roof, stats
+from .files import moment
 from .peers import OURS, label
 from .problems import Problem
 
@@ -492,7 +493,7 @@ def memory_cells(row: MemoryRow) -> tuple[str, ...]:
 
 def format_date(text: str) -> str:
     """Write the date of a record for people, in UTC."""
-    when = datetime.fromisoformat(text).astimezone(timezone.utc)
+    when = moment(text).astimezone(timezone.utc)
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 

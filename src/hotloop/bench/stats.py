@@ -183,6 +183,9 @@ def judge(
     """
     found = []
     for effect, equal in zip(effects, noises, strict=True):
+        # NaN is neither slower nor faster, and must not pass for "same".
+        if not (np.isfinite(effect).all() and np.isfinite(equal).all()):
+            raise ValueError("ratios of times have to be finite")
         medians = bootstrap_medians(np.asarray(effect))
         share = family / len(effects)
         low, high = np.quantile(medians, (share, 1 - share))
