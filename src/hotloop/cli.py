@@ -361,7 +361,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
                         help=f"one of {', '.join(GROUPS)} (default: %(default)s)")  # fmt: skip
     parser.add_argument("--threads", nargs="+", type=_threads, metavar="N",
                         help="default: 1, and for a few problems 2")  # fmt: skip
-    parser.add_argument("--pairs", type=_pairs, metavar="N", help="pairs of fresh processes in a round")
+    parser.add_argument(
+        "--pairs", type=_pairs, metavar="N", help="pairs of fresh processes in a round, at least 10 (default 24)"
+    )
     parser.add_argument("--isa", type=_isa, metavar="ISA", help="in place of the best one that the processor has")
     parser.add_argument("--confirm", nargs=2, metavar=("BASE", "HEAD"),
                         help="for JSON of pytest-benchmark: a second round of files; what seems slower in the first "
@@ -453,7 +455,10 @@ def _history(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     try:
         import ruptures  # noqa: F401
     except ImportError:
-        print('hotloop history needs ruptures: install the extra "history"', file=sys.stderr)
+        print(
+            'hotloop history needs ruptures: install the extra "history", as `pip install ".[bench,history]"`',
+            file=sys.stderr,
+        )
         return 2
     try:
         # All are read before the first is added: half of what was asked for is harder to mend than nothing.
