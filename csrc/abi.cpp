@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "dispatch.h"
+#include "hash.h"
 #include "hotloop.h"
 #include "schedule.h"
 #include "threads.h"
@@ -162,7 +163,7 @@ int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t wor
   if (workspace == nullptr || workspace_bytes / count < hotloop::workspace_of(args, count, threads)) {
     return HOTLOOP_WORKSPACE_TOO_SMALL;
   }
-  return hotloop::run(args, count, threads, workspace);
+  return hotloop::run(args, count, threads, workspace, if_short);
 }
 
 // Sizes as the flat functions take them.
@@ -371,6 +372,18 @@ int32_t hotloop_pack(const hotloop_forward_args* args, void* packed, int64_t byt
   return HOTLOOP_OK;
 }
 
+int32_t hotloop_hash(const void* const* arrays, const int64_t* bytes, int64_t count, uint64_t seed, uint64_t* result) {
+  if (count < 0 || result == nullptr || (count > 0 && (arrays == nullptr || bytes == nullptr))) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (bytes[i] < 0 || missing(arrays[i], bytes[i])) return HOTLOOP_BAD_ARGUMENT;
+  }
+  if (hotloop::active_table() == nullptr) return HOTLOOP_UNKNOWN_ISA;
+  hotloop::hash(arrays, bytes, count, seed, result);
+  return HOTLOOP_OK;
+}
+
 const char* hotloop_isa(void) {
   const KernelTable* const table = hotloop::active_table();
   return table != nullptr ? table->name : nullptr;
@@ -386,6 +399,11 @@ int32_t hotloop_use_isa(const char* name) {
 }
 
 int32_t hotloop_processors(void) { return hotloop::processors(); }
+
+void hotloop_borrow_threads(void (*parallel)(void (*task)(void*), void* data, unsigned threads, unsigned flags),
+                            int (*max_threads)(void)) {
+  hotloop::borrow_threads(parallel, max_threads);
+}
 
 const char* hotloop_status_string(int32_t status) {
   switch (status) {

@@ -57,8 +57,12 @@ struct TypeKernels {
   void (*sigmoid)(const void* x, void* result, int64_t count);
 };
 
+// hash_block takes a multiple of so many words, and a key more for each of so many.
+constexpr int kHashWords = 16, kHashShift = 8;
+
 struct KernelTable {
   const char* name;
+  void (*hash_block)(const void* bytes, const uint64_t* keys, int64_t words, uint64_t* sums);
   TypeKernels types[HOTLOOP_DTYPE_COUNT];
 };
 

@@ -133,6 +133,10 @@ int32_t hotloop_backward_flat(
 int64_t hotloop_packed_bytes(const hotloop_forward_args *args);
 int32_t hotloop_pack(const hotloop_forward_args *args, void *packed, int64_t packed_bytes);
 
+/* Whether the bytes of some arrays are those they were: a hash of `count` arrays of so many bytes each, in two words. For
+   a random seed arrays of the same sizes that differ have the same hash with a probability of 2^-63 at most. */
+int32_t hotloop_hash(const void *const *arrays, const int64_t *bytes, int64_t count, uint64_t seed, uint64_t *result);
+
 /* The instruction set in use, chosen at first use: the best the processor has, or what HOTLOOP_ISA names. NULL if that
    is unknown. hotloop_isa_at counts through the ones this processor can run, best first, and ends with NULL. */
 const char *hotloop_isa(void);
@@ -140,6 +144,13 @@ const char *hotloop_isa_at(int32_t index);
 int32_t hotloop_use_isa(const char *name); /* no call may be under way; for tests and benchmarks */
 
 int32_t hotloop_processors(void);          /* how many processors this process may run on */
+
+/* Run the shares of calls on the threads of an OpenMP runtime that the program uses besides: its GOMP_parallel and its
+   omp_get_max_threads. Its threads spin after their own work, where hotloop's would have to take turns with them. Where that
+   runtime is set to fewer threads than a call is to have, and in a forked child, hotloop's own are used; NULL, NULL: always.
+   Not while a call is running. */
+void hotloop_borrow_threads(void (*parallel)(void (*task)(void *), void *data, unsigned threads, unsigned flags),
+                            int (*max_threads)(void));
 const char *hotloop_status_string(int32_t status);
 
 /* What the machine can do, for rooflines: `repeats` passes of the fastest loop we know over `bytes`, at least 4096, of

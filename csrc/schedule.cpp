@@ -60,7 +60,9 @@ class Call {
   bool is_short() const { return short_; }
   int64_t workspace_each() const { return each_; }
 
-  int run(void* workspace) {
+  // `short_call`: it was found to be short. It might not be any more: whether other threads are awake changes at any time.
+  int run(void* workspace, bool short_call) {
+    short_ = short_ || short_call;
     aligned_ = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
     const int64_t deadline = monotonic_ns() + kCallNs;
     while (unfinished()) {
@@ -293,12 +295,12 @@ bool is_short(const hotloop_backward_args* args, int64_t count) {
   return Call<const hotloop_backward_args>(args, count, 2).is_short();
 }
 
-int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace) {
-  return Call<hotloop_forward_args>(args, count, threads).run(workspace);
+int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace, bool short_call) {
+  return Call<hotloop_forward_args>(args, count, threads).run(workspace, short_call);
 }
 
-int run(hotloop_backward_args* args, int64_t count, int threads, void* workspace) {
-  return Call<hotloop_backward_args>(args, count, threads).run(workspace);
+int run(hotloop_backward_args* args, int64_t count, int threads, void* workspace, bool short_call) {
+  return Call<hotloop_backward_args>(args, count, threads).run(workspace, short_call);
 }
 
 }  // namespace hotloop

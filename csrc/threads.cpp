@@ -67,6 +67,24 @@ class Place {
 #endif
 };
 
+// Threads inherit the mask of who starts them. Those that compute block the program's signals: who waits for one with
+// sigwait must be the one to get it.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 class Pool {
  public:
   bool awake(int threads) const {
@@ -103,17 +121,12 @@ class Pool {
   void start(int wanted) {
     if (wanted > kMaxWorkers) wanted = kMaxWorkers;
     if (workers_ >= wanted) return;
-    // Workers inherit a mask that blocks the program's signals: who waits for one with sigwait must be the one to get it.
-    sigset_t blocked, before;
-    sigfillset(&blocked);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
-    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    const SignalsBlocked blocked;
     pthread_t thread;
     while (workers_ < wanted && pthread_create(&thread, nullptr, &Pool::main, this) == 0) {  // fewer, same results
       pthread_detach(thread);
       ++workers_;
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   static void* main(void* pool) {
@@ -177,12 +190,62 @@ class Pool {
   std::atomic<int> workers_{0};
 };
 
+// An OpenMP runtime's threads.
+std::atomic<OpenMpParallel> openmp_run{nullptr};
+std::atomic<int (*)()> openmp_most{nullptr};
+std::atomic<int64_t> openmp_ended{0};  // when they last did something for us
+std::atomic<bool> forked{false};       // a child waits for its parent's OpenMP threads for ever
+
+// How long they surely spin after that. libgomp: 300,000 times `pause`, if nothing else is set.
+constexpr int64_t kOpenMpSpinNs = 500'000;
+
+struct Job {
+  void (*task)(void*, int, int);
+  void* context;
+  int count;
+  std::atomic<int> next{0};
+};
+
+void take_shares(void* data) {
+  Job& job = *static_cast<Job*>(data);
+  for (;;) {
+    const int index = job.next.fetch_add(1, std::memory_order_relaxed);
+    if (index >= job.count) return;
+    job.task(job.context, index, job.count);
+  }
+}
+
+bool openmp_has(int threads) {
+  const auto most = openmp_most.load(std::memory_order_acquire);
+  return most != nullptr && most() >= threads;
+}
+
+// Threads: 0, which is as many as that runtime is set to. With another number it would end some of its threads, or start
+// some, and the program's next region the other way round.
+void run_borrowed(int count, void (*task)(void*, int, int), void* context) {
+  Job job{task, context, count};
+  const auto run = openmp_run.load(std::memory_order_acquire);
+  thread_local bool has_team = false;  // of OpenMP threads; each thread that calls has one of its own
+  if (has_team) {
+    run(&take_shares, &job, 0, 0);
+  } else {
+    const SignalsBlocked blocked;
+    run(&take_shares, &job, 0, 0);
+    has_team = true;
+  }
+  openmp_ended.store(monotonic_ns(), std::memory_order_relaxed);
+}
+
 // Never freed: its threads outlive everything, and in a forked child it stays behind with the parent's locks in it.
 std::atomic<Pool*> pool{nullptr};
 
-void forget_pool() { pool.store(nullptr, std::memory_order_relaxed); }
+void forget_threads() {
+  pool.store(nullptr, std::memory_order_relaxed);
+  openmp_most.store(nullptr, std::memory_order_relaxed);
+  forked.store(true, std::memory_order_relaxed);
+}
 
-const int registered_at_load = pthread_atfork(nullptr, nullptr, &forget_pool);
+const int registered_at_load = pthread_atfork(nullptr, nullptr, &forget_threads);
 
 Pool* the_pool() {
   Pool* current = pool.load(std::memory_order_acquire);
@@ -200,7 +263,11 @@ void parallel(int count, void (*task)(void*, int, int), void* context) {
   if (count > 1) {
     Pool* const shared = the_pool();
     if (shared != nullptr && shared->try_enter()) {
-      shared->run(count, task, context);
+      if (openmp_has(count)) {
+        run_borrowed(count, task, context);
+      } else {
+        shared->run(count, task, context);
+      }
       shared->leave();
       return;
     }
@@ -208,7 +275,17 @@ void parallel(int count, void (*task)(void*, int, int), void* context) {
   for (int index = 0; index < count; ++index) task(context, index, count);
 }
 
+void borrow_threads(OpenMpParallel run, int (*most)()) {
+  openmp_most.store(nullptr, std::memory_order_release);
+  if (run == nullptr || most == nullptr || forked.load(std::memory_order_relaxed)) return;
+  openmp_run.store(run, std::memory_order_release);
+  openmp_most.store(most, std::memory_order_release);
+}
+
 bool awake(int threads) {
+  if (openmp_has(threads)) {
+    return monotonic_ns() - openmp_ended.load(std::memory_order_relaxed) < kOpenMpSpinNs;
+  }
   const Pool* const current = pool.load(std::memory_order_acquire);
   return current != nullptr && current->awake(threads);
 }

@@ -148,6 +148,9 @@ def poisoned(monkeypatch):
     for module in filter(None, (hotloop._contract, native, numba)):  # the results; the workspaces
         monkeypatch.setattr(module, "np", numpy)
     monkeypatch.setattr(hotloop._contract, "_memory", numpy)
+    for module in filter(None, (sys.modules.get(f"hotloop.torch.{name}") for name in ("_bridge", "_single"))):
+        monkeypatch.setattr(module, "np", numpy)
+        monkeypatch.setattr(module, "_memory", numpy)
     yield numpy
     numpy.check()
 

@@ -382,10 +382,38 @@ SCENES = {
 }  # fmt: skip
 
 
+def on_torchs_threads():
+    """From here on; they are awake, as after any operation of torch."""
+    import torch
+
+    import hotloop.torch
+
+    torch.set_num_threads(2)
+    torch.ones(1 << 20).add_(1)
+    started = len(os.listdir("/proc/self/task"))
+    compute()
+    assert len(os.listdir("/proc/self/task")) == started, "a thread of hotloop's own"
+    torch.set_num_threads(1)
+    compute()  # torch has too few: one of our own
+    assert len(os.listdir("/proc/self/task")) > started
+    torch.set_num_threads(2)
+    hotloop.torch.share_threads(False)
+    compute()
+    hotloop.torch.share_threads()
+    child = os.fork()
+    if child == 0:
+        hotloop.torch.share_threads()  # it cannot have them
+        compute()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 if __name__ == "__main__":
     name, count, *options = sys.argv[1:]
     faulthandler.dump_traceback_later(float(os.environ.get("HOTLOOP_TEST_LIMIT", "100")), exit=True)
     for one in CASES:
         serial(one)
+    if os.environ.get("HOTLOOP_TEST_TORCH"):
+        on_torchs_threads()
     SCENES[name](int(count), *options)
     print("done", flush=True)

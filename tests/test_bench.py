@@ -4,7 +4,6 @@ import gc
 import json
 import math
 import os
-import re
 import signal
 import sys
 import weakref
@@ -18,15 +17,15 @@ import pytest
 pytest.importorskip("matplotlib", reason="the report needs it")
 pytest.importorskip("rich", reason="the table needs it")
 
+from bench_records import SMALL, grid_record, modules_record, page, stored_record
 from rich.console import Console
 
 import hotloop
 from hotloop import cli
-from hotloop.bench import check, memory, peers, problems, processes, report, results, roof, rounds, run, stats
+from hotloop.bench import attention, check, memory, peers, problems, processes, results, roof, rounds, run, stats
 from hotloop.bench.peers import CANDIDATES, OURS, PEERS, missing_modules
 from hotloop.bench.problems import GROUPS, Problem
 
-SMALL = Problem("lstm", "training", 6, 2, 5, 9)
 FAST = rounds.Effort(sample_seconds=1e-4, samples=2, min_rounds=3, max_seconds=0.0)
 
 needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -164,6 +163,29 @@ def test_the_grid_is_what_speed_is_judged_on():
     assert max(lengths) <= 1024
 
 
+def test_torch_problems_and_their_goals_do_not_change():
+    assert {problem.name: problem.goal for problem in problems.TORCH} == {
+        "lstm-training-T512-B32-I256-H256-torch": 1.4,
+        "lstm-training-T1000-B32-I8-H64-torch": 2.7,
+        "lstm-training-T32-B64-I32-H128-torch": 1.3,
+        "gru-training-T512-B32-I256-H256-torch": 2.2,
+        "gru-training-T1000-B32-I8-H64-torch": 5,
+        "gru-training-T32-B64-I32-H128-torch": 3,
+        "gru-training-T1000-B1-I40-H128-torch": 14,
+        "gru-training-T100-B1-I8-H32-torch": 30,
+        "rnn-training-T1000-B32-I8-H64-torch": 4,
+        "lstm-training-T200-B32-I64-H128-packed-torch": 5,
+        "lstm-inference-T1-B32-I64-H128-cell": 1.5,
+        "gru-inference-T1-B32-I64-H128-cell": 1.5,
+    }
+    for problem in (*problems.TORCH, *problems.TORCH_SMOKE):
+        assert Problem.from_dict(json.loads(json.dumps(problem.as_dict()))) == problem
+    others = [problem for name, group in GROUPS.items() if not name.startswith("torch") for problem in group]
+    assert not any(problem.module or problem.goal for problem in others)
+    (shape,) = problems.select((), shapes=[(3, 2, 4, 5)], cells=["gru"], modes=["training"], module="layer")
+    assert shape.name == "gru-training-T3-B2-I4-H5-torch"
+
+
 def test_estimate_counts_who_takes_part():
     effort = rounds.Effort(min_rounds=2, max_seconds=50.0)
     inference = Problem("lstm", "inference", 6, 2, 5, 9)
@@ -175,6 +197,8 @@ def test_estimate_counts_who_takes_part():
     )
     assert first == second  # the bound counts, not the rounds
     assert rounds.estimate([inference] * 2, ["torch", "openvino"], [1, 2], effort) == (2 * least, 2 * most)
+    module = replace(SMALL, module="layer")
+    assert rounds.estimate([module], ["torch", "jax"], [1], effort) == rounds.estimate([module], ["torch"], [1], effort)
     assert rounds.estimate([SMALL], ["torch", "openvino"], [1], effort) == rounds.estimate(
         [SMALL], ["torch"], [1], effort
     )
@@ -417,7 +441,7 @@ def test_what_is_computed_is_what_training_keeps(cell):
                 array = getattr(recurrence, name)
                 kept[name] += 0 if array is None else array.nbytes
     kept["output"] = output.nbytes
-    kept["between layers"] = sum(array.nbytes for array in stack.outputs[:-1])
+    kept["between layers"] = sum(upper[0].x.nbytes for upper in stack.recurrences[1:])
     found = memory.grows(problem)
     assert tuple(found) == memory.NAMES
     assert {name: found[name] for name in memory.KEPT} == kept
@@ -653,6 +677,130 @@ def test_numpy_is_left_out_where_a_call_takes_seconds(tmp_path):
     assert "5 GF" in record["detail"]
 
 
+# Modules of torch
+
+needs_torch = pytest.mark.skipif(bool(missing_modules("torch")), reason="torch is not installed")
+
+
+def module_errors(problem, prepared):
+    """How far the answer of a prepared problem is from the specification."""
+    gradient = check.checked_grad_output(problem, check.make_inputs(problem))
+    return check.relative_errors(prepared.answer(gradient), check.reference(problem))
+
+
+@needs_torch
+@pytest.mark.usefixtures("numpy_backend")
+@pytest.mark.parametrize("name", peers.RUN_MODULES)
+@pytest.mark.parametrize("problem", problems.TORCH_SMOKE, ids=lambda problem: problem.name)
+def test_modules_are_checked_by_what_a_step_does(problem, name, monkeypatch):
+    import torch
+
+    import hotloop.torch
+
+    swapped, made = [], peers.torch_module
+    monkeypatch.setattr(peers, "torch_module", lambda *args: swapped.append(made(*args)) or swapped[0])
+    inputs = check.make_inputs(problem)
+    prepared = CANDIDATES[name](torch.get_num_threads()).prepare(problem, inputs)
+    (module,) = swapped
+    assert isinstance(module, (hotloop.torch._modules._Recurrent, torch.nn.Module))
+    assert isinstance(module, hotloop.torch._modules._Recurrent) == (name == OURS)
+    errors = module_errors(problem, prepared)
+    assert "x" not in errors
+    assert len(errors) > (4 if problem.mode == "training" else 1)
+    assert max(errors.values()) < check.TOLERANCE[problem.dtype]
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    assert all(np.array_equal(a, b) for a, b in zip(before, inputs.parameters.values(), strict=True))
+    prepared.run()
+    moved = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
+    assert all(moved) == any(moved) == (problem.mode == "training")
+
+
+@needs_torch
+@pytest.mark.usefixtures("numpy_backend")
+@pytest.mark.parametrize("name", peers.RUN_MODULES)
+def test_a_step_without_its_update_is_wrong(name, monkeypatch):
+    import torch
+
+    problem = replace(SMALL, module="layer")
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_: None)
+    prepared = CANDIDATES[name](torch.get_num_threads()).prepare(problem, check.make_inputs(problem))
+    errors = module_errors(problem, prepared)
+    assert errors["output"] < 1e-5
+    assert min(error for key, error in errors.items() if key not in ("output", *check.STATES)) == 1
+
+
+@needs_torch
+@pytest.mark.usefixtures("numpy_backend")
+def test_modules_that_cannot_be_swapped_are_not_timed(monkeypatch):
+    import torch
+
+    import hotloop.torch
+
+    monkeypatch.setattr(hotloop.torch, "replace_modules", lambda module: hotloop.torch.Replaced(left={"": "why"}))
+    with pytest.raises(RuntimeError, match=r"replace_modules: left \(model\): why"):
+        CANDIDATES[OURS](torch.get_num_threads()).prepare(
+            replace(SMALL, module="layer"), check.make_inputs(replace(SMALL, module="layer"))
+        )
+    cell = replace(SMALL, module="cell")
+    with pytest.raises(peers.Unsupported, match="cells"):
+        CANDIDATES["torch"](torch.get_num_threads()).prepare(cell, check.make_inputs(cell))
+
+
+def test_other_libraries_run_no_modules(tmp_path):
+    workers = {(name, 1): Pretender(name, 1.0) for name in (OURS, "torch", "jax", "numba")}
+    for process in workers.values():
+        process.ask = lambda request: {"status": "ok"}
+    found = rounds.prepare(replace(SMALL, module="layer"), workers, tmp_path, FAST)
+    assert [record["status"] for record in found] == ["ok", "ok", "unsupported", "unsupported"]
+    assert found[2]["detail"] == "runs no modules of torch"
+
+
+def test_modules_are_compared_at_their_best_threads():
+    record = modules_record()
+    found = results.swaps(record)
+    assert [(one.ratio.value, one.swapped["threads"], one.stock["threads"], one.below_goal) for one in found] == [
+        (4, 2, 2, False),
+        (2, 2, 1, True),
+        (2.5, 1, 1, False),
+    ]
+    assert [results.swap_cells(case) for case in record["cases"]] == [
+        ("16 ms 2t", "4 ms 2t", "4.00 (4.00-4.00)", "3"),
+        ("8 ms 1t", "4 ms 2t", "2.00 (2.00-2.00)", "5, missed"),
+        ("25 us 1t", "10 us 1t", "2.50 (2.50-2.50)", "-"),
+        ("25 us 1t", "-", "-", "3"),
+    ]
+    text = "2.71 times as fast, geometric mean of 3 problems; 1 of 2 below the project's own goal:\n"
+    text += "gru-training-T100-B32-I16-H64-packed-torch 2.00 (2.00-2.00), goal 5"
+    assert results.summary(record) == [("hotloop.torch over torch.nn", text)]
+    assert results.judged(record) == []
+    record["cases"] = record["cases"][2:3]
+    (line,) = results.summary(record)
+    assert line[1] == "2.50 times as fast, lstm-inference-T1-B32-I16-H64-cell"
+
+
+def test_modules_are_in_table_and_report(capsys):
+    from hotloop.bench.table import print_results
+
+    record = json.loads(json.dumps(modules_record()))
+    html = page(record)
+    print_results(record, Console(width=200), show_roof=True)
+    text = capsys.readouterr().out
+    for figures in (html, text):
+        for figure in ("replace_modules", "16 ms 2t", "4.00 (4.00-4.00)", "5, missed", "Training is a whole step"):
+            assert figure in figures, figure
+    assert "best over best" not in text  # a table of their own
+    assert "no probes" not in text
+    assert '<h2 id="modules">' in html
+    assert html.count("class=behind") == 2  # the goal that is missed, and the answer that is wrong
+    assert "Modules of torch.nn, swapped. Faster than the stock module on 3 of 3 problems: 2.71" in html
+    record["cases"] += stored_record()["cases"]
+    print_results(record, Console(width=200))
+    text = capsys.readouterr().out
+    assert text.index("times as fast") < text.index("best over best")
+    assert text.count("gru-training-T100-B32-I16-H64-torch") == 1
+    assert 'id="modules"' not in page(stored_record())
+
+
 # Whole runs
 
 
@@ -731,88 +879,25 @@ def test_every_installed_peer_gives_the_right_answer(tmp_path, capsys):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+@needs_torch
+def test_modules_of_torch_from_the_command(tmp_path, capsys):
+    status = cli.main(["bench", "--torch", "--smoke", "--threads", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert status == 0
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert [case["problem"]["name"] for case in record["cases"]] == [problem.name for problem in problems.TORCH_SMOKE]
+    for case in record["cases"]:
+        assert [(c["name"], c["status"], len(c["rounds"])) for c in case["candidates"]] == [
+            (OURS, "ok", 2),
+            ("torch", "ok", 2),
+        ]
+        assert case["problem"]["name"] in printed
+    assert 'id="modules"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 # The table and the report
 
 MEASURED = Path(__file__).parents[1] / "benchmarks" / "measured"
-
-
-def stored_record():
-    """A small record, as read back from a file."""
-
-    def candidate(name, threads, seconds, **more):
-        timed = [[seconds, seconds * 1.01, seconds * 0.99]] * 4
-        return {"name": name, "threads": threads, "status": "ok", "detail": "", "errors": {"output": 2.5e-7},
-                "checked_steps": 64, "rounds": timed, **more}  # fmt: skip
-
-    def case(problem, candidates, probes=None):
-        return {"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": probes,
-                "candidates": candidates}  # fmt: skip
-
-    inference = [Problem("lstm", "inference", steps, 1, 10, 32) for steps in (16, 100)]
-    rates = {"fma float32": 1e11, "read 5120": 1e11, "read 16384": 1e11, "cell_forward lstm float32": 1e8}
-    return {
-        "schema_version": 1,
-        "date": "2025-01-02T03:04:05+00:00",
-        "command": ["hotloop", "bench", "--shape", "<odd>"],
-        "environment": {
-            "hotloop": {"version": "9.8.7", "backend": "native", "variant": "avx512", "processor": "Test <CPU>",
-                        "processors": 2},
-            "versions": {"hotloop": {"hotloop": "9.8.7"}, "torch": {"torch": "1.2.3"}},
-            "not_installed": ["jax"], "lscpu": {"L2 cache": "2 MiB"}, "platform": "test", "python": "3.10", "load": 2.5,
-        },
-        "cases": [
-            case(
-                inference[0],
-                [candidate("hotloop", 1, 10e-6), candidate("hotloop", 2, 8e-6), candidate("torch", 1, 30e-6),
-                 candidate("torch", 2, 20e-6)],
-                {key: [rate] for key, rate in rates.items()},
-            ),
-            case(inference[1], [candidate("hotloop", 1, 50e-6), candidate("torch", 1, 25e-6)]),
-            case(
-                SMALL,
-                [candidate("hotloop", 1, 123.4e-6), candidate("torch", 1, 1e-3, status="wrong", rounds=[],
-                           errors={"x": None}, detail="x: relative error inf")],
-            ),
-        ],
-        "interrupted": False,
-    }  # fmt: skip
-
-
-def grid_record():
-    """A record with something in every line of the summary: by problem, the microseconds of each candidate."""
-    keys = ["fma float32", *(f"read {size}" for size in (65536, 196608, 262144)),
-            *(f"copy {size}" for size in (262144, 786432))]  # fmt: skip
-    probes = {key: [1e11] for key in keys}
-    for cell in ("lstm", "gru", "rnn_tanh"):
-        for way in ("forward", "backward"):
-            probes[f"cell_{way} {cell} float32"] = [1e8]
-    times = {
-        Problem("lstm", "inference", 100, 16, 128, 128): {"hotloop": (6000, 4000), "torch": (9000, 8000)},
-        Problem("lstm", "inference", 1000, 1, 64, 64): {"hotloop": (1000, 1250), "openvino": (900, 800)},
-        Problem("lstm", "inference", 1, 1, 64, 64): {"hotloop": (10, 20), "torch": (10, 30)},
-        Problem("gru", "training", 1000, 1, 128, 128): {"hotloop": (9000, 6000), "torch": (60000, 54000),
-                                                        "jax": (12000, 15000), "numpy": (5000, 5000)},
-        Problem("rnn", "training", 100, 16, 128, 128): {"hotloop": (3000, 1500), "torch": (4500, 6000)},
-        Problem("rnn", "training", 1, 16, 128, 128): {"hotloop": (300, 300), "torch": (1, 1)},
-    }  # fmt: skip
-    cases = []
-    for problem, candidates in times.items():
-        records = [
-            {"name": name, "threads": threads, "status": "ok", "detail": "", "rounds": [[us * 1e-6]] * 3}
-            for name, both in candidates.items()
-            for threads, us in zip((1, 2), both, strict=True)
-        ]
-        cases.append({"problem": problem.as_dict(), "flops": problem.flops, "lanes": 16, "probes": probes,
-                      "candidates": records})  # fmt: skip
-    computed = sum(memory.grows(results.problem_of(cases[3])).values())
-    cases[3]["memory"] = {
-        "threads": 2,
-        "runs": [
-            {"seq_len": steps, "forward": 0, "peak": steps // 1000 * computed + 5_000_000 + steps * 100}
-            for steps in (1000, 2000)
-        ],
-    }
-    return {**stored_record(), "cases": cases}
 
 
 def test_summary_of_ratios():
@@ -919,20 +1004,13 @@ def test_summary_roof_and_memory_are_in_table_and_report(capsys):
     from hotloop.bench.table import print_results
 
     record = json.loads(json.dumps(grid_record()))
-    page = report.render(record)
+    html = page(record)
     print_results(record, Console(width=200), show_roof=True)
     text = capsys.readouterr().out
-    for figures in (text, page):
-        for figure in ("2 of 5", "gradients of sequences", "2.44 MiB", "4.88 MiB", "97.7 KiB", "gradient of weight_hh",
+    for figures in (text, html):
+        for figure in ("gradients of sequences", "2.44 MiB", "4.88 MiB", "97.7 KiB", "gradient of weight_hh",
                        "1 of 2 below the project"):  # fmt: skip
             assert figure in figures, figure
-
-
-def test_length_ticks_do_not_overlap():
-    assert report._length_ticks([1000, 1, 4, 1024, 4, 4096]) == (
-        [1, 4, 1000, 1024, 4096],
-        ["1", "4", "1000", "", "4096"],
-    )
 
 
 @pytest.mark.parametrize("path", sorted(MEASURED.glob("*.json")), ids=lambda path: path.stem)
@@ -941,68 +1019,21 @@ def test_records_that_were_kept_can_still_be_read(path):
     for case in record["cases"]:
         problem = results.problem_of(case)
         assert (problem.name, problem.flops) == (case["problem"]["name"], case["flops"])
-        assert all(row.of_roof is not None for row in results.rows(case))
-    assert results.summary(record)[0][0].endswith("the best peer")
-    assert report.render(record)
-
-
-def test_report_holds_the_figures():
-    record = json.loads(json.dumps(stored_record()))
-    page = report.render(record)
-    assert page.startswith("<!DOCTYPE html>")
-    assert "<title>hotloop 9.8.7 on Test &lt;CPU&gt;</title>" in page
-    assert 'name="viewport"' in page
-    for text in ("10 us", "8 us", "3.00 (3.00-3.00)", "2.50 (2.50-2.50) torch 2t", "0.50 (0.50-0.50)", "123 us",
-                 "2.5e-07", "wrong: x: relative error inf", "jax: not installed", "--shape &lt;odd&gt;", "torch 1.2.3",
-                 "minute: 2.5, on 2 processors", "2 January 2025, 03:04 UTC", "ahead on 1 of 2 problems",
-                 "L2 cache"):  # fmt: skip
-        assert text in page, text
-    assert page.count("<img ") == 2  # lines over two lengths, and bars for the lone problem
-    for forbidden in ("<script", "<link", "http://", "https://", "<CPU>"):
-        assert forbidden not in page
-
-
-def test_report_links_to_every_section_and_explains_its_words():
-    record = stored_record()
-    page = report.render(record)
-    sections = re.findall('<h2 id="([a-z]+)">', page)
-    assert sections == ["summary", "plots", "cases", "roof", "memory", "candidates", "environment", "remarks", "method"]
-    assert page.count("<h2") == len(sections)
-    assert re.findall('href="#([a-z]+)"', page) == sections
-    for word in ("sequence length", "2t: on two", "time steps of the whole batch", "floating-point operations a second",
-                 "least time that the machine"):  # fmt: skip
-        assert word in page[: page.index('id="summary"')]
-    assert set(results.MEANINGS) <= set(results.COLUMNS)
-    assert page.index('<th scope="col">speed-up') < page.index('<th scope="col">GF/s')
-
-
-def test_captions_say_what_is_drawn():
-    record = stored_record()
-    assert "logarithmic" in report.render(record)
-    assert "linear" in report.render(record)
-    record["cases"] = record["cases"][:1]
-    assert "logarithmic" not in report.render(record)
-    record = stored_record()
-    record["cases"] = record["cases"][:2]
-    assert "linear" not in report.render(record)
-
-
-def test_dashes_of_memory_say_what_fills_them():
-    record = grid_record()
-    assert "bench --memory" in report.render(record)
-    record["cases"] = record["cases"][3:4]
-    assert "bench --memory" not in report.render(record)
+        assert all(row.of_roof is not None or problem.module for row in results.rows(case))
+    whats = [what for what, _ in results.summary(record)]
+    assert whats[0].endswith("the best peer") or whats == ["hotloop.torch over torch.nn"]
+    assert page(record)
 
 
 def test_our_other_backends_have_our_name(capsys):
     from hotloop.bench.table import print_results
 
     record = grid_record()
-    page = report.render(record)
+    html = page(record)
     print_results(record, Console(width=200))
-    for text in (page, capsys.readouterr().out):
+    for text in (html, capsys.readouterr().out):
         assert "hotloop (numpy) 1t" in text
-    assert ">numpy" not in page
+    assert ">numpy" not in html
     record["environment"]["not_installed"] = ["numba"]
     assert "hotloop (numba): not installed" in results.remarks(record)
 
@@ -1012,14 +1043,10 @@ def test_a_machine_that_was_not_quiet_is_said_in_table_and_report_alike():
     assert "(load average of the last minute: 2.5, on 2 processors)" in results.busy(record)
     record["environment"]["processors"] = 8  # of the machine; before, those of our last worker were recorded
     assert results.busy(record) is None
-    assert 'class="busy"' not in report.render(record)
+    assert 'class="warning busy"' not in page(record)
     record["environment"] |= {"processors": 1, "load": 0.51}
     assert "on 1 processor)" in results.busy(record)
-    assert 'class="busy"' in report.render(record)
-
-
-def test_report_is_reproducible():
-    assert report.render(stored_record()) == report.render(stored_record())
+    assert 'class="warning busy"' in page(record)
 
 
 def test_table_holds_the_figures(capsys):
@@ -1080,9 +1107,43 @@ def test_bench_without_its_extra_names_it(monkeypatch, capsys):
     assert 'pip install ".[bench]"' in error
 
 
+@pytest.mark.parametrize("arguments", [["--torch"], ["--torch", "--quick"], ["--problems", "torch"],
+                                       ["--smoke", "--attention"]])  # fmt: skip
+def test_modules_of_torch_without_torch(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "missing_modules", lambda peer: [peer] if peer == "torch" else [])
+    assert cli.main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"hotloop bench {'--attention' if '--attention' in arguments else '--torch'} needs torch: ")
+    assert 'pip install ".[torch]"' in error
+
+
+def test_what_is_measured_beside_the_problems(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(problems, settings, **_):
+        seen.append(settings)
+        raise processes.WorkerDied("enough")
+
+    monkeypatch.setattr(run, "run", stop)
+    monkeypatch.setattr(peers, "missing_modules", lambda peer: [])
+    for arguments in ([], ["--latency", "--attention"], ["--smoke", "--latency", "--attention"]):
+        assert cli.main(["bench", "--out", str(tmp_path), *arguments]) == 1
+    none, whole, small = seen
+    assert (none.latency, none.attention) == ((), None)
+    assert (whole.latency, whole.attention) == (problems.LATENCY, attention.Plan())
+    assert (small.latency, small.attention) == (problems.LATENCY_SMOKE, attention.SMALL)
+    assert whole.latency_calls.turns * whole.latency_calls.calls == 10_000 > small.latency_calls.calls
+    assert whole.attention.contexts[0] == 64
+    assert whole.attention.contexts[-1] == 16384
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--torch", "--problems", "grid"], "argument --torch: not allowed with argument --problems"),
+        (["--torch", "--peers", "jax"], "argument --torch: not allowed with argument --peers"),
+        (["--torch", "--memory"], "argument --torch: not allowed with argument --memory"),
+        (["--torch", "--cells", "rnn", "--modes", "inference"], "no problem of these groups"),
         (["--shape", "1,2,3"], "expected four integers T,B,I,H, got '1,2,3'"),
         (["--shape", "1,2,3,0"], "expected integers >= 1"),
         (["--problems", "all"], "headline"),

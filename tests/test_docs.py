@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import itertools
 import re
 from pathlib import Path
 
@@ -21,14 +22,29 @@ BLOCK = re.compile(
 
 def docstring_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    for name in ("hotloop.functional", "hotloop._backend", "hotloop._contract", "hotloop.layers"):
-        for test in finder.find(importlib.import_module(name)):
-            if test.examples:
-                yield pytest.param(test, id=test.name)
+    modules = [importlib.import_module(f"hotloop.{name}") for name in ("functional", "_backend", "_contract", "layers")]
+    for test in itertools.chain(*map(finder.find, modules)):
+        if test.examples:
+            yield pytest.param(test, id=test.name)
+
+
+def torch_examples():
+    """Of hotloop.torch; its classes say that they are at home there."""
+    torch = importlib.import_module("hotloop.torch")
+    for name in ("__init__", *torch.__all__):
+        one = torch if name == "__init__" else getattr(torch, name)
+        for test in doctest.DocTestFinder(exclude_empty=True, recurse=False).find(one, f"hotloop.torch.{name}"):
+            yield pytest.param(test, id=test.name)
 
 
 @pytest.mark.parametrize("example", list(docstring_examples()))
 def test_docstring(example, variant):
+    assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
+
+
+@pytest.mark.parametrize("example", list(torch_examples()))
+def test_docstring_of_torch(example):
+    assert example.examples or example.name.endswith("Replaced")
     assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
 
 

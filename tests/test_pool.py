@@ -24,10 +24,11 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and sche
 def play(best_isa, pytestconfig):
     """Play a scene to its end, and return what it printed; whoever hangs is killed, with all its children."""
 
-    def play(scene, runs, *options):
+    def play(scene, runs, *options, torch=False):
         limit = 60 + 6 * runs  # seconds, some twenty times what it takes
         env = {name: value for name, value in os.environ.items() if not name.startswith("HOTLOOP_")}
         env["HOTLOOP_TEST_LIMIT"] = str(limit)
+        env["HOTLOOP_TEST_TORCH"] = "1" if torch else ""
         script = pytestconfig.rootpath / "tests" / "pool_scenes.py"
         process = subprocess.Popen(
             [sys.executable, script, scene, str(runs), *map(str, options)],
@@ -112,6 +113,19 @@ def test_exit(play, how, runs):
     """The interpreter ends in peace with the pool asleep, spinning, or at work in a daemon thread."""
     for run in range(runs):
         assert play("leave", run, how) == ([], "")
+
+
+@RUNS
+@pytest.mark.parametrize(
+    "scene",
+    ["fork", "fork_of_fork", "fork_while_computing", "python_threads", "loaded", "leave spinning", "ctrl_c forward 2"],
+)
+def test_on_torchs_threads(play, scene, runs):
+    """The same where calls run on the threads of torch's OpenMP; in a forked child, on hotloop's own."""
+    if importlib.util.find_spec("torch") is None or sys.platform != "linux":
+        pytest.skip("torch with OpenMP is not installed")
+    name, *options = scene.split()
+    play(name, 1 if name == "ctrl_c" else runs, *options, torch=True)
 
 
 def milliseconds(lines):

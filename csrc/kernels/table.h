@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward.h"
+#include "hash.h"
 #include "probe.h"
 
 namespace {
@@ -42,7 +43,7 @@ constexpr hotloop::TypeKernels type_kernels() {
 }
 
 constexpr hotloop::KernelTable kernel_table(const char* name) {
-  return {name, {type_kernels<float>(), type_kernels<double>()}};
+  return {name, hash_block, {type_kernels<float>(), type_kernels<double>()}};
 }
 
 }  // namespace

@@ -9,13 +9,13 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _backend, _memory
+from . import _backend, _stack
 from ._contract import (
     CELLS,
     PARAMETERS,
@@ -44,14 +44,12 @@ from ._contract import (
     check_wrt,
     finish_output,
     gru_cell,
-    make_backward,
-    make_forward,
     make_output,
     make_vjp,
     rnn_cell,
 )
 from ._dropout import drop
-from ._parameters import PARAMETER, Prepared, check_mapping, frozen, read_state_dict
+from ._parameters import Prepared, check_mapping, frozen, read_state_dict
 
 Self = TypeVar("Self", bound="_Layers")
 
@@ -73,17 +71,13 @@ def _described(state: Any) -> str:
     return f"{type(state).__name__}" + (f" of shape {state.shape}" if hasattr(state, "shape") else "")
 
 
-def _like(sequence: Array) -> Array:
-    return _memory.empty(sequence.shape, sequence.dtype)
-
-
-class _Stack(NamedTuple):
+class _Run(NamedTuple):
     """A finished forward of all layers, with what its backward needs."""
 
     layout: Layout
-    recurrences: list[list[Forward]]  # by layer and direction; with dropout, x of the upper layers is made again
-    outputs: list[Array]  # [T, B, D*H] of every layer
-    seed: int | None
+    recurrences: list[list[Forward]]  # by layer and direction
+    shape: tuple[int, ...]  # [T, B, D*H]
+    drop: _stack.Drop | None
 
 
 class _Layers:
@@ -287,7 +281,7 @@ class _Layers:
     def _run(
         self, x: Any, state: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any,
         threads: Any, *, out: Any, training: bool, seed: int | None,
-    ) -> tuple[tuple[Any, ...], _Stack | None]:  # fmt: skip
+    ) -> tuple[tuple[Any, ...], _Run | None]:  # fmt: skip
         """The results as the caller sees them, and in training what backward needs."""
         prepared, given = self._prepared, x
         cell, dtype, hidden_size, directions = self._cell, self._dtype, self._hidden_size, self._directions
@@ -325,30 +319,12 @@ class _Layers:
         c_n = np.empty(states, dtype) if cell.has_c else None
         backend, count = _backend.active(), _backend.threads_of(threads)
         packed = None if training else prepared.packed(backend)
-        stack = _Stack(layout, [], [], seed) if training else None
-        for layer, weights in enumerate(prepared.weights):
-            top = layer == self._num_layers - 1
-            sequence, sequence_c = (last, last_c) if top else (_memory.empty(shape, dtype), None)
-            recurrences = []
-            for direction, halves in enumerate(weights):
-                index, column = layer * directions + direction, direction * hidden_size
-                half = slice(column, column + hidden_size)
-                recurrences.append(
-                    make_forward(
-                        halves, None if packed is None else packed[layer][direction], direction == 1, x,
-                        None if h0 is None else h0[index], None if c0 is None else c0[index],
-                        sequence if directions == 1 else sequence[:, :, half], h_n[index],
-                        None if c_n is None else c_n[index], training, ragged, marks[direction],
-                        None if sequence_c is None else sequence_c[:, :, half],
-                    )
-                )  # fmt: skip
-            backend.forward(recurrences, count)
-            x = sequence if top or seed is None else drop(self._dropout, seed, layer, sequence, _like(sequence))
-            if stack is not None:
-                if layer and seed is not None:  # it can be made again, and is as large as the output it is made of
-                    recurrences = [replace(args, x=stack.outputs[-1]) for args in recurrences]
-                stack.recurrences.append(recurrences)
-                stack.outputs.append(sequence)
+        dropping = None if seed is None else partial(drop, self._dropout, seed)
+        recurrences = _stack.run_forward(
+            backend, count, prepared.weights, packed, x, h0, c0, last, last_c, h_n, c_n, ragged, marks, dropping,
+            training,
+        )  # fmt: skip
+        stack = _Run(layout, recurrences, last.shape, dropping) if training else None
         if out is not None:
             finish_output(output, last, layout)
         if layout.unbatched:
@@ -531,7 +507,7 @@ class _Layers:
 
     def _backward(
         self,
-        stack: _Stack,
+        stack: _Run,
         backend: Backend,
         threads: int,
         names: tuple[str, ...],
@@ -541,7 +517,7 @@ class _Layers:
         grad_c: Any,
         wanted: frozenset[str],
     ) -> LayerGradients:
-        layout, dtype, last = stack.layout, self._dtype, stack.outputs[-1].shape
+        layout, dtype, last = stack.layout, self._dtype, stack.shape
         shape = (self._num_layers * self._directions, *stack.recurrences[0][0].h_n.shape)
         grad = check_grad_sequence("grad_output", grad_output, layout, last, self._features, dtype)
         grad_c = check_grad_sequence("grad_c", grad_c, layout, last, self._features, dtype)
@@ -549,57 +525,27 @@ class _Layers:
         grad_c_n = check_state("grad_c_n", grad_c_n, _STATE_RULE, shape, dtype, layout.unbatched)
         grad_h0 = np.empty(shape, dtype)
         grad_c0 = np.empty(shape, dtype) if self._cell.has_c else None
-        parameters: dict[str, Array] = {}
-        grad_x = None
-        # Below the lowest layer of which something is wanted there is nothing to do.
-        lowest = 0
-        if not wanted & {"x", "state"}:
-            found = (int(match["layer"]) for match in map(PARAMETER.fullmatch, wanted) if match)
-            lowest = min(found, default=self._num_layers)
-        for layer in range(self._num_layers - 1, lowest - 1, -1):
-            x = stack.recurrences[layer][0].x
-            if layer and stack.seed is not None:
-                x = drop(self._dropout, stack.seed, layer - 1, x, _like(x))
-            calls, grads_x = [], []
-            for direction, suffix in enumerate(self._suffixes(layer)):
-                index, column = layer * self._directions + direction, direction * self._hidden_size
-                half = slice(column, column + self._hidden_size)
-                if layer > lowest:
-                    grads_x.append(_memory.empty(x.shape, dtype))
-                elif "x" in wanted:
-                    grads_x.append(_memory.empty(layout.shape(*x.shape), dtype))
-                forward = stack.recurrences[layer][direction]
-                calls.append(
-                    make_backward(
-                        forward if x is forward.x else replace(forward, x=x),
-                        None if grad is None else grad[:, :, half],
-                        None if grad_h_n is None else grad_h_n[index],
-                        None if grad_c_n is None else grad_c_n[index],
-                        None if not grads_x else grads_x[-1] if layer > lowest else layout.time_major(grads_x[-1]),
-                        grad_h0[index],
-                        None if grad_c0 is None else grad_c0[index],
-                        [name for name in PARAMETERS if f"{name}{suffix}" in wanted],
-                        None if grad_c is None else grad_c[:, :, half],
-                    )
-                )
-            backend.backward(calls, threads)
-            grad_c = None  # it is the last layer's
-            for suffix, call in zip(self._suffixes(layer), calls, strict=True):
-                for name in PARAMETERS:
-                    if f"{name}{suffix}" in wanted:
-                        parameters[f"{name}{suffix}"] = getattr(call, f"grad_{name}")
-            if len(grads_x) == 2:  # computed apart and added, as the contract has it
-                np.add(grads_x[0], grads_x[1], out=grads_x[0])
-            grad = grad_x = grads_x[0] if grads_x else None
-            if layer > lowest and stack.seed is not None and grad is not None:
-                drop(self._dropout, stack.seed, layer - 1, grad, grad)
+        grad_x, gradients = _stack.run_backward(
+            backend, threads, stack.recurrences, layout, stack.drop, grad, grad_h_n, grad_c_n, grad_c, grad_h0, grad_c0,
+            "x" in wanted, "state" in wanted,
+            [
+                [[name for name in PARAMETERS if f"{name}{suffix}" in wanted] for suffix in self._suffixes(layer)]
+                for layer in range(self._num_layers)
+            ],
+        )  # fmt: skip
+        parameters = {
+            f"{name}{suffix}": gradient
+            for layer, of_layer in enumerate(gradients)
+            for suffix, of_direction in zip(self._suffixes(layer), of_layer, strict=True)
+            for name, gradient in of_direction.items()
+        }
         state: Any = None
         if "state" in wanted:
             state = layout.state(grad_h0)
             if grad_c0 is not None:
                 state = state, layout.state(grad_c0)
         return LayerGradients(
-            grad_x if "x" in wanted else None,
+            grad_x,
             state,
             {name: parameters[name] for name in names if name in wanted},
         )

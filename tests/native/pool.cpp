@@ -8,6 +8,7 @@
 // tests/test_pool.py has those forks.
 //
 //   hotloop_pool_tests [seconds] [seed]     how long it goes on, by default 10, and what it does first
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -221,6 +222,50 @@ void check_forks(const std::vector<Group>& all, unsigned limit, int generation, 
   }
 }
 
+// What an OpenMP runtime does, as far as hotloop can see: as many threads as it is set to, all at one task.
+std::atomic<int64_t> lent{0};
+std::atomic<int> most{3};
+int lent_most() { return most; }
+void lend(void (*task)(void*), void* data, unsigned threads, unsigned flags) {
+  check(threads == 0 && flags == 0, "borrowed threads", "their number is left to their owner");
+  if (lent.fetch_add(1) == 0) {
+    sigset_t mask;
+    pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+    check(sigismember(&mask, SIGUSR1) == 1, "borrowed threads", "signals are blocked where they may be started");
+  }
+  std::vector<std::thread> others;
+  for (int i = 1; i < lent_most(); ++i) others.emplace_back(task, data);
+  task(data);
+  for (std::thread& other : others) other.join();
+}
+
+void check_borrowed_threads(const std::vector<Group>& all, unsigned limit) {
+  hotloop_borrow_threads(&lend, &lent_most);
+  for (const Group& group : all) run_group(group, kTraining, 2);
+  check(lent > 0 || hotloop_processors() == 1, "borrowed threads", "calls run on them");
+  const int64_t before = lent;
+  if (HOTLOOP_CAN_FORK) {
+    fflush(nullptr);
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(limit);
+      failed = 0;
+      for (const Group& group : all) run_group(group, kTraining, 2);
+      _exit(failed == 0 && lent == before ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    check(status == 0, "borrowed threads", "a forked child has none");
+  }
+  most = 1;
+  for (const Group& group : all) run_group(group, kTraining, 2);
+  check(lent == before, "borrowed threads", "not where they are too few");
+  most = 3;
+  hotloop_borrow_threads(nullptr, nullptr);
+  for (const Group& group : all) run_group(group, kTraining, 2);
+  check(lent == before, "borrowed threads", "given back");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -236,6 +281,7 @@ int main(int argc, char** argv) {
   if (HOTLOOP_CAN_FORK) check_forks(all, limit, 0, random);
   on_several_threads(seconds / 4, seed, run_tasks);
   if (hotloop_processors() > 1) check(elsewhere > 0, "parallel", "not all is done by the caller");
+  check_borrowed_threads(all, limit);
   for (const Group& group : all) {  // every one at least once
     for (const int32_t threads : {2, 5}) run_group(group, kTraining, threads);
   }

@@ -63,8 +63,10 @@ class Hotloop:
         return {"hotloop": about.version, "backend": about.backend, "variant": about.variant, "numpy": np.__version__}
 
     def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
-        """Pack the weights for inference; for training there is nothing to prepare."""
+        """Pack the weights for inference; for training there is nothing to prepare. Swap a module of torch."""
         threads = self._threads
+        if problem.module:
+            return _prepare_swapped(problem, inputs, threads)
         x, grad_output = inputs.x, inputs.grad_output
         options: dict[str, Any] = {"threads": threads, **inputs.rows}
 
@@ -116,20 +118,11 @@ class Torch:
     def prepare(self, problem: Problem, inputs: Inputs) -> Prepared:
         """Make a module with our weights."""
         torch = self._torch
-        kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[problem.cell]
-        module = kind(
-            problem.input_size,
-            problem.hidden_size,
-            num_layers=problem.num_layers,
-            bidirectional=problem.bidirectional,
-            dtype=getattr(torch, problem.dtype),
-        )
-        module.load_state_dict({name: torch.from_numpy(value) for name, value in inputs.parameters.items()})
+        module = torch_module(torch, problem, inputs)
+        if problem.module:
+            return _prepare_module(torch, problem, inputs, module)
         x, forward = torch.from_numpy(inputs.x), _torch_forward(torch, problem, inputs, module)
-
-        def name_results(output: Any, state: Any) -> dict[str, Array]:
-            states = [one.detach().numpy() for one in state] if problem.cell == "lstm" else state.detach().numpy()
-            return {"output": output.detach().numpy(), **name_states(problem, states)}
+        name_results = partial(_name_torch_results, problem)
 
         if problem.mode == "inference":
             module.eval()
@@ -156,6 +149,111 @@ class Torch:
             return {**found, "x": x.grad.numpy(), **grads}
 
         return Prepared(step, answer)
+
+
+def torch_module(torch: Any, problem: Problem, inputs: Inputs) -> Any:
+    """Make a layer or a cell of torch.nn with our weights."""
+    dtype = getattr(torch, problem.dtype)
+    if problem.module == "cell":
+        kind = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell}[problem.cell]
+        module = kind(problem.input_size, problem.hidden_size, dtype=dtype)
+    else:
+        kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[problem.cell]
+        module = kind(
+            problem.input_size,
+            problem.hidden_size,
+            num_layers=problem.num_layers,
+            bidirectional=problem.bidirectional,
+            dtype=dtype,
+        )
+    names = module.state_dict()  # a cell's are without _l0
+    module.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in zip(names, inputs.parameters.values(), strict=True)}
+    )
+    return module
+
+
+def _name_torch_results(problem: Problem, output: Any, state: Any) -> dict[str, Array]:
+    """Return output and states as arrays, by our names."""
+    states = [one.detach().numpy() for one in state] if problem.cell == "lstm" else state.detach().numpy()
+    return {"output": output.detach().numpy(), **name_states(problem, states)}
+
+
+# Of the timed steps of SGD: thousands of them move the weights, but not to where cells saturate.
+LEARNING_RATE = 1e-7
+
+
+def _prepare_module(torch: Any, problem: Problem, inputs: Inputs, module: Any) -> Prepared:
+    """Prepare a call of a module, stock or swapped: a whole training step, or inference under no_grad.
+
+    A training step is forward, backward from a given gradient of the output, and plain SGD; x is data. Its answer is
+    checked by what the update did at a learning rate of one.
+    """
+    if problem.resets:
+        raise Unsupported("has no resets")
+    name_results = partial(_name_torch_results, problem)
+    x = torch.from_numpy(inputs.x)
+    if problem.module == "cell":
+        if problem.mode == "training" or problem.seq_len != 1 or is_stack(problem):
+            raise Unsupported("cells are timed for inference, one step of one layer")
+        zeros = torch.zeros(problem.batch_size, problem.hidden_size, dtype=x.dtype)
+        row, state = x[0], (zeros, zeros.clone()) if problem.cell == "lstm" else zeros
+
+        @torch.no_grad()  # type: ignore[untyped-decorator]
+        def one_step() -> Any:
+            return module(row, state)
+
+        def answer_of_cell(_: Array) -> dict[str, Array]:
+            after = one_step()
+            h = after[0] if problem.cell == "lstm" else after
+            return name_results(h[None], after)
+
+        return Prepared(one_step, answer_of_cell)
+    forward = _torch_forward(torch, problem, inputs, module)
+    if problem.mode == "inference":
+        module.eval()
+
+        @torch.no_grad()  # type: ignore[untyped-decorator]
+        def infer() -> Any:
+            return forward(x)
+
+        return Prepared(infer, lambda _: name_results(*infer()))
+
+    grad_output = torch.from_numpy(inputs.grad_output)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+
+    def step(gradient: Any = grad_output) -> Any:
+        optimizer.zero_grad()
+        output, state = forward(x)
+        output.backward(gradient)
+        optimizer.step()
+        return output, state
+
+    def answer(gradient: Array) -> dict[str, Array]:
+        before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        (group,) = optimizer.param_groups
+        group["lr"] = 1.0
+        found = name_results(*step(torch.from_numpy(gradient)))
+        moved = {name: (before[name] - after.detach()).numpy() for name, after in module.named_parameters()}
+        group["lr"] = LEARNING_RATE
+        module.load_state_dict(before)
+        return {**found, **moved}
+
+    return Prepared(step, answer)
+
+
+def _prepare_swapped(problem: Problem, inputs: Inputs, threads: int) -> Prepared:
+    """Prepare the same module, its class changed by `hotloop.torch.replace_modules` and nothing else."""
+    import torch
+
+    from ..torch import replace_modules
+
+    torch.set_num_threads(threads)
+    module = torch_module(torch, problem, inputs)
+    done = replace_modules(module)
+    if not done.replaced:
+        raise RuntimeError(f"replace_modules: {done}")
+    return _prepare_module(torch, problem, inputs, module)
 
 
 def _torch_forward(torch: Any, problem: Problem, inputs: Inputs, module: Any) -> Callable[[Any], Any]:
@@ -533,6 +631,7 @@ CANDIDATES: dict[str, Callable[[int], Candidate]] = {
 }
 PEERS = tuple(name for name in CANDIDATES if name != OURS)
 INFERENCE_ONLY = ("onnxruntime", "openvino")
+RUN_MODULES = (OURS, "torch")  # who takes part where the problem is a module of torch
 
 _MODULES = {
     "numba": ("numba",),

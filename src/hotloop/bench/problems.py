@@ -13,6 +13,7 @@ CellName = Literal["lstm", "gru", "rnn"]
 Mode = Literal["inference", "training"]
 Dtype = Literal["float32", "float64"]
 Lengths = Literal["", "uniform"]
+Module = Literal["", "layer", "cell"]
 
 CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -40,6 +41,13 @@ class Problem:
         "uniform": sequences of 1 to T steps in a padded batch, see `row_lengths`.
     resets : float
         The share of steps at which an episode begins, and with it a state of zeros.
+    module : {"", "layer", "cell"}
+        Of what in torch.nn this is a call, stock against swapped by `hotloop.torch.replace_modules`; "" where it is a
+        call of ours against every library. Training is then a whole step: forward, backward to the parameters, and
+        the update by plain SGD; inference is under torch.no_grad. A "cell" does one step from a given state. Rows of
+        several lengths are packed and padded again inside the call.
+    goal : float
+        How many times as fast as the stock module the project wants the swapped one to be; 0 for no goal.
     dtype : {"float32", "float64"}
     why : str
         What the problem stands for.
@@ -57,6 +65,8 @@ class Problem:
     bidirectional: bool = False
     lengths: Lengths = ""
     resets: float = 0.0
+    module: Module = ""
+    goal: float = 0.0
 
     @property
     def name(self) -> str:
@@ -65,9 +75,10 @@ class Problem:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Shape, layers, directions, lengths, resets and dtype.
+        """Shape, layers, directions, lengths, resets, module and dtype.
 
-        A word each: "T100", "B1", "I8", "H32", "L2", "bi", "ragged", "resets5%", "float64".
+        A word each: "T100", "B1", "I8", "H32", "L2", "bi", "ragged" (in torch "packed"), "resets5%", "torch" (a layer
+        of torch.nn) or "cell" (a cell of torch.nn), "float64".
         """
         words = [f"T{self.seq_len}", f"B{self.batch_size}", f"I{self.input_size}", f"H{self.hidden_size}"]
         if self.num_layers > 1:
@@ -75,9 +86,11 @@ class Problem:
         if self.bidirectional:
             words.append("bi")
         if self.lengths:
-            words.append("ragged")
+            words.append("packed" if self.module else "ragged")
         if self.resets:
             words.append(f"resets{100 * self.resets:g}%")
+        if self.module:
+            words.append("cell" if self.module == "cell" else "torch")
         if self.dtype != "float32":
             words.append(self.dtype)
         return tuple(words)
@@ -151,7 +164,7 @@ class Problem:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Problem:
-        """Read what `as_dict` wrote, now or before there were layers, directions, lengths and resets."""
+        """Read what `as_dict` wrote, now or before there were layers, directions, lengths, resets and modules."""
         return cls(**{key: value for key, value in record.items() if key != "name"})
 
 
@@ -267,6 +280,28 @@ RAGGED = (
     *(replace(_named(cell, "training", (128, 16, 64, 128), EPISODES), resets=0.05) for cell in _GATED),
 )
 
+# What hotloop.torch is judged on: a model that is there, before and after its one line. The goals are of torch's best
+# number of threads over the swapped model's.
+_STEPS: tuple[tuple[CellName, Shape, float, str], ...] = (
+    ("lstm", (512, 32, 256, 256), 1.4, HEAVY),
+    ("lstm", (1000, 32, 8, 64), 2.7, SERIES),
+    ("lstm", (32, 64, 32, 128), 1.3, SHORT),
+    ("gru", (512, 32, 256, 256), 2.2, HEAVY),
+    ("gru", (1000, 32, 8, 64), 5.0, SERIES),
+    ("gru", (32, 64, 32, 128), 3.0, SHORT),
+    ("gru", (1000, 1, 40, 128), 14.0, SPEECH),
+    ("gru", (100, 1, 8, 32), 30.0, SMALL),
+    ("rnn", (1000, 32, 8, 64), 4.0, SERIES),
+)
+TORCH = (
+    *(replace(_named(cell, "training", shape, why), module="layer", goal=goal) for cell, shape, goal, why in _STEPS),
+    replace(_named("lstm", "training", _PADDED, RAGGED_ROWS), lengths="uniform", module="layer", goal=5.0),
+    *(
+        replace(_named(cell, "inference", (1, 32, 64, 128), SERVING), module="cell", goal=1.5)
+        for cell in _GATED
+    ),
+)  # fmt: skip
+
 # What speed is judged on: no peer may be faster on any of these.
 GRID = _unique(
     (
@@ -285,6 +320,30 @@ GRID = _unique(
         *_everywhere(_ODD_SIZES, ODD),
         *RAGGED,
     )
+)
+
+# What a change is judged on: every cell and mode, and every path a kernel has. Calls take 3 us to 2 ms: where more work
+# is waiting than there are processors, a call of 10 ms never has one to itself, and its time is no longer its own.
+GATE_SHORT = (
+    _named("lstm", "inference", (100, 1, 40, 128), SPEECH),
+    _named("gru", "inference", (32, 8, 64, 128), BATCH),
+    _named("rnn", "inference", (100, 1, 256, 256), WIDE),
+    _named("lstm", "training", (8, 32, 32, 128), SHORT),
+    _named("gru", "training", (100, 1, 8, 32), SMALL),
+    _named("rnn", "training", (64, 8, 64, 128), BATCH),
+)
+GATE = (
+    *GATE_SHORT,
+    _named("lstm", "inference", (1, 1, 40, 128), ONE_STEP),
+    _named("gru", "inference", (1, 32, 64, 128), SERVING),
+    _named("lstm", "inference", (100, 1, 8, 32), SMALL),
+    _named("lstm", "inference", (4, 32, 256, 256), HEAVY),
+    replace(_named("gru", "inference", (31, 1, 32, 32), BOTH_WAYS), bidirectional=True),
+    _named("lstm", "training", (25, 8, 100, 100), ODD),
+    _named("gru", "training", (32, 8, 64, 128), BATCH),
+    replace(_named("lstm", "training", (20, 16, 64, 128), RAGGED_ROWS), lengths="uniform"),
+    replace(_named("gru", "training", (20, 8, 64, 128), EPISODES), resets=0.05),
+    replace(_named("rnn", "training", (64, 8, 64, 128), DOUBLE), dtype="float64"),
 )
 
 _QUICK_STEPS: tuple[tuple[Mode, int], ...] = (
@@ -319,6 +378,25 @@ SMOKE = (
     )
 )
 
+# Of which single calls are timed: see latency.py.
+LATENCY = (
+    *(_named(cell, "inference", (1, 1, 40, 128), ONE_STEP) for cell in CELL_NAMES),
+    *(_named("lstm", "inference", (1, 1, size, size), ONE_STEP) for size in (32, 512)),
+)
+LATENCY_SMOKE = (_named("lstm", "inference", (1, 1, 5, 9), ONE_STEP),)
+
+_TINY = "in torch, small enough for a test"
+TORCH_SMOKE = (
+    *(
+        replace(_named(cell, mode, (6, 3, 5, 9), _TINY), module="layer")
+        for cell in CELL_NAMES
+        for mode in MODES
+    ),
+    *(replace(_named(cell, "inference", (1, 3, 5, 9), _TINY), module="cell") for cell in CELL_NAMES),
+    *(replace(_named(cell, "training", (6, 3, 5, 9), _TINY), lengths="uniform", module="layer") for cell in _GATED),
+    Problem("lstm", "training", 6, 2, 5, 9, "float64", _TINY, 2, True, module="layer"),
+)  # fmt: skip
+
 GROUPS: dict[str, tuple[Problem, ...]] = {
     "headline": HEADLINE,
     "grid": GRID,
@@ -326,6 +404,10 @@ GROUPS: dict[str, tuple[Problem, ...]] = {
     "sweep": SWEEP,
     "quick": QUICK,
     "smoke": SMOKE,
+    "torch": TORCH,
+    "torch-smoke": TORCH_SMOKE,
+    "gate": GATE,
+    "gate-short": GATE_SHORT,
 }
 DEFAULT_GROUPS = ("headline", "grid")
 
@@ -337,6 +419,7 @@ def select(
     cells: Sequence[str] = CELL_NAMES,
     modes: Sequence[str] = MODES,
     dtype: Dtype | None = None,
+    module: Module = "",
 ) -> list[Problem]:
     """List the problems of these groups, without repetition; or, given shapes, every cell and mode at these.
 
@@ -350,10 +433,12 @@ def select(
         Leave out all others.
     dtype : {"float32", "float64"}, optional
         Take every problem in this one; None leaves each its own.
+    module : {"", "layer", "cell"}
+        What the shapes are of: see `Problem`.
     """
     if shapes:
         found = [
-            Problem(cell, mode, *shape, why="asked for")
+            Problem(cell, mode, *shape, why="asked for", module=module)
             for shape in shapes
             for cell in CELL_NAMES
             for mode in MODES

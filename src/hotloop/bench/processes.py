@@ -35,9 +35,16 @@ class WorkerProcess:
         What follows `python -m` on its command line: a module and its arguments.
     environment : mapping, optional
         Variables to set; None as a value removes one.
+    python : list of str, optional
+        What stands in the place of this interpreter and its `-m`.
     """
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str | None] | None = None,
+        python: list[str] | None = None,
+    ) -> None:
         variables = dict(os.environ)
         for key, value in (environment or {}).items():
             if value is None:
@@ -47,7 +54,7 @@ class WorkerProcess:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe nobody reads would block the worker)
         # A session of its own: Ctrl-C reaches the parent alone, which then ends its workers itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [*(python or [sys.executable, "-m"]), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

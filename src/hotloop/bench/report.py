@@ -1,432 +1,177 @@
-"""The HTML report: one file without scripts or links to elsewhere, made from the JSON record alone."""
+"""The report as HTML: one file without scripts or links to elsewhere, made from records alone.
+
+What it says is in sections.py, which markdown.py writes too; here is only how it looks.
+"""
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-from . import results
-from .peers import CANDIDATES, OURS, label
-from .problems import Problem
-
-# Okabe and Ito's palette, which the colour-blind tell apart; markers say the same again, and solid and dashed lines
-# tell the threads apart. Its yellow is left out: it vanishes on white.
-STYLES = {
-    "hotloop": ("#D55E00", "o"),
-    "torch": ("#0072B2", "s"),
-    "onnxruntime": ("#009E73", "^"),
-    "openvino": ("#CC79A7", "D"),
-    "jax": ("#56B4E9", "v"),
-    "numba": ("#7A4900", "P"),
-    "numpy": ("#666666", "x"),
-}
-DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-
-LABELS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN (tanh)"}
+from . import figures, joined, sections
+from .joined import Part
+from .layout import Chart, Section, Table
+from .sections import TONES
 
 
-def write_report(record: Mapping[str, Any], path: Path) -> None:
-    """Write the report of a record."""
-    path.write_text(render(record), encoding="utf-8")
+def write_report(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write the report of records. Raises joined.RunError."""
+    path.write_text(render(joined.join(records)), encoding="utf-8")
 
 
-def render(record: Mapping[str, Any]) -> str:
+def render(parts: Sequence[Part]) -> str:
     """Return the report as a string of HTML."""
-    cases = record["cases"]
-    about = record["environment"]["hotloop"]
-    sections = [
-        _summary(record),
-        _plots(cases),
-        '<h2 id="cases">All cases</h2>',
-        _case_table(cases),
-        _roof(cases),
-        _memory(cases),
-        '<h2 id="candidates">All candidates</h2>',
-        f"<details><summary>Every library on every problem</summary>{_candidate_table(cases)}</details>",
-        _environment(record),
-    ]
-    title = f"hotloop {about['version']} on {about['processor']}"
-    rest = "\n".join(sections)
-    body = _head(record, re.findall('<h2 id="([a-z]+)">([^<]+)</h2>', rest)) + rest
+    several = len(parts) > 1
+    title = sections.title(parts[0]) if not several else f"hotloop on {len(parts)} machines"
+    body = ["<h1>hotloop against other libraries</h1>"]
+    body += [f'<p class="warning">{escape(text)}</p>' for text in sections.apart(parts)]
+    if several:
+        links = "".join(f'<li><a href="#machine-{number}">{escape(sections.where(part))}</a></li>'
+                        for number, part in enumerate(parts, 1))  # fmt: skip
+        body.append(f'<nav aria-label="machines"><ul class="plain">{links}</ul></nav>')
+    for number, part in enumerate(parts, 1):
+        body.append(_part(part, number, several))
+    text = "\n".join(body)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{text}\n</main>\n</body>\n</html>\n"
     )
 
 
-SUMMARY = '<h2 id="summary">Summary</h2>\n'
-
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #fff; color: #1a1a1a; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 82rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-p { max-width: 46rem; }
-a { color: #00527f; }
-code { font-size: .9em; overflow-wrap: anywhere; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin: 1rem 0; }
-.tiles div { border: 1px solid #ccc; border-radius: .4rem; padding: .6rem .8rem; }
-.tiles b { display: block; font-size: 1.35rem; line-height: 1.4; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
-details > .scroll { margin-top: .75rem; }
-summary { cursor: pointer; padding: .4rem 0; }
-.plots img { width: 100%; height: auto; display: block; }
-.scroll { overflow-x: auto; border: 1px solid #ccc; border-radius: .4rem; }
-table { border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
-th { background: #f3f3f3; vertical-align: bottom; white-space: normal; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; }
-td:first-child { background: #fff; }
-tr.behind td { background: #fff1e6; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-.summary { font-size: .9rem; }
-.busy { border-left: .3rem solid #b35900; padding-left: .7rem; }
-dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 8rem; } }
-@media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
-"""
+def _part(part: Part, number: int, several: bool) -> str:
+    """One machine; where there are several, it has a heading of its own and its sections are one level lower."""
+    found, suffix = sections.sections(part), f"-{number}" if several else ""
+    links = "".join(f'<li><a href="#{one.name}{suffix}">{escape(one.title)}</a></li>' for one in found)
+    head = f'<h2 id="machine-{number}">{escape(sections.title(part))}</h2>\n' if several else ""
+    name = f"sections of machine {number}" if several else "sections"
+    where = f'<p class="where">{escape(sections.where(part))}</p>'
+    first, *rest = (_section(one, suffix, "h3" if several else "h2") for one in found)
+    menu = f'<nav aria-label="{name}"><ul>{links}</ul></nav>'
+    return "\n".join((head + where, first, menu, *rest))
 
 
-def _head(record: Mapping[str, Any], sections: Sequence[tuple[str, str]]) -> str:
-    """Title, what was measured, and a link to every section, given as (id, title)."""
-    about = record["environment"]["hotloop"]
-    where = f"{about['processor']}, {about['backend']} backend ({about['variant']}), "
-    where += results.format_date(record["date"])
-    links = " &middot; ".join(f'<a href="#{name}">{title}</a>' for name, title in sections)
-    return (
-        f"<h1>hotloop {escape(about['version'])} against other libraries</h1>\n<p>{escape(where)}</p>\n"
-        f"<nav><p>{links}</p></nav>\n<p>What the names and "
-        f"columns mean:</p>\n{_list(results.MEANINGS.items(), 'summary')}\n"
-    )
+def _section(section: Section, suffix: str, heading: str) -> str:
+    name = section.name + suffix
+    lines = [f'<section aria-labelledby="{name}">', f'<{heading} id="{name}">{escape(section.title)}</{heading}>']
+    lines += [f'<p class="lead">{escape(text)}</p>' for text in section.lead]
+    lines += [f'<p class="warning busy">{escape(text)}</p>' for text in section.warnings]
+    lines += [f"<p>{_code(text)}</p>" for text in section.text]
+    if section.name == "grid":
+        lines.append(_key())
+    plots = [_figure(chart, f"{name}-{number}-") for number, chart in enumerate(section.charts, 1)]
+    if plots:
+        lines.append(f'<div class="plots">{"".join(plots)}</div>')
+    if section.bullets:
+        lines.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in section.bullets) + "</ul>")
+    for text, table in section.tables:
+        if text:
+            lines.append(f"<p>{escape(text)}</p>")
+        lines.append(_table(table, section.title))
+    if section.terms:
+        lines.append(_list(section.terms))
+    return "\n".join((*lines, "</section>"))
 
 
-def _list(items: Iterable[tuple[str, str]], kind: str = "") -> str:
+def _code(text: str) -> str:
+    """Write a paragraph: what stands between backticks is code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
+def _list(items: Iterable[tuple[str, str]]) -> str:
     """Write terms and what is said of them; lines stay lines."""
     lines = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text).replace(chr(10), '<br>')}</dd>" for term, text in items)
-    return f"<dl{f' class={kind}' if kind else ''}>{lines}</dl>"
+    return f"<dl>{lines}</dl>"
 
 
-def _summary(record: Mapping[str, Any]) -> str:
-    """How many problems we lead, for each cell and mode."""
-    busy = results.busy(record)
-    note = f'<p class="busy">{escape(busy)}</p>\n' if busy else ""
-    tiles = []
-    for cell, mode in _kinds(record["cases"]):
-        ratios = [
-            row.overall.value
-            for case in record["cases"]
-            if (case["problem"]["cell"], case["problem"]["mode"]) == (cell, mode)
-            for row in results.rows(case)
-            if row.overall is not None and row.problem.is_judged
-        ]
-        if ratios:
-            low, high = (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}" for ratio in (min(ratios), max(ratios)))
-            span = f"{low}x" if len(ratios) == 1 else f"{low} to {high}x"
-            led = sum(ratio >= 1 for ratio in ratios)
-            problems = f"{led} of {len(ratios)} problem{'s' if len(ratios) > 1 else ''}"
-            tiles.append(f"<div>{LABELS[cell]}, {mode}<b>{span}</b>ahead on {problems}</div>")
-    if not tiles:
-        return f"{SUMMARY}<p>No peer was measured.</p>\n{note}{_list(results.summary(record), 'summary')}"
+def _figure(chart: Chart, prefix: str) -> str:
+    table = _plain_table(chart.table, chart.title)
     return (
-        f"{SUMMARY}<p>How many times as fast as the fastest of the other libraries hotloop is, each at its best number "
-        f"of threads, from the worst problem to the best.</p>\n{note}"
-        f'<div class="tiles">{"".join(tiles)}</div>\n{_list(results.summary(record), "summary")}'
+        f"<figure>{figures.draw(chart, prefix)}<figcaption><details><summary>Table: {escape(chart.title)}</summary>"
+        f"{table}</details></figcaption></figure>"
     )
 
 
-def _kinds(cases: Sequence[results.Case]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((case["problem"]["cell"], case["problem"]["mode"]) for case in cases))
+def _table(table: Table, name: str) -> str:
+    plain = _plain_table(table, table.folded or name)
+    return f"<details><summary>{escape(table.folded)}</summary>{plain}</details>" if table.folded else plain
 
 
-def _plots(cases: Sequence[results.Case]) -> str:
-    figures = list(_figures(cases))
-    if not figures:
-        return ""
-    captions = {
-        _draw_lines: "Lines over sequence length: throughput of the matrix products (left) and time steps of the whole "
-        "batch a second (right), both axes logarithmic; solid for the fewest threads, dashed for more.",
-        _draw_bars: "Bars, of one length: throughput of the matrix products on a linear axis, and beside each bar the "
-        "time steps of the whole batch a second too; hatched for more than one thread.",
-    }
-    drawn = {draw for draw, _ in figures}
-    text = " ".join(caption for draw, caption in captions.items() if draw in drawn)
-    images = "".join(image for _, image in figures)
-    return f'<h2 id="plots">Throughput</h2>\n<p>{text}</p>\n<div class="plots">{images}</div>'
-
-
-Draw = Callable[[Axes, Sequence[results.Case]], None]
-
-
-def _figures(cases: Sequence[results.Case]) -> Iterator[tuple[Draw, str]]:
-    """One plot for each cell, mode and shape but for T: over T where there are several lengths, else bars."""
-    groups: dict[tuple[str, ...], list[results.Case]] = {}
-    for case in cases:
-        p = results.problem_of(case)
-        groups.setdefault((p.cell, p.mode, *p.words[1:]), []).append(case)
-    for (cell, mode, *words), members in groups.items():
-        title = f"{LABELS[cell]}, {mode}, {' '.join(words)}"
-        members.sort(key=lambda case: case["problem"]["seq_len"])
-        if not any(results.timed(case) for case in members):
-            continue
-        draw: Draw = _draw_lines if len({case["problem"]["seq_len"] for case in members}) > 1 else _draw_bars
-        with mpl.rc_context({"font.size": 10.5, "svg.hashsalt": title, "axes.titlesize": 11}):
-            figure = Figure(figsize=(4.6, 4.8 if draw is _draw_lines else 4.2), layout="constrained")
-            FigureCanvasSVG(figure)
-            axes = figure.add_subplot()
-            draw(axes, members)
-            if draw is _draw_bars:
-                title += f" T{members[0]['problem']['seq_len']}"
-            axes.set_title(title)
-            yield draw, f'<img alt="{escape(_alternative(title, members))}" src="{_svg(figure)}">'
-
-
-def _alternative(title: str, members: Sequence[results.Case]) -> str:
-    """Say the plot in words."""
-    points = []
-    for case in members:
-        us, peer = results.ours(case), results.best_peer(case)
-        if us is not None:
-            text = f"T={case['problem']['seq_len']}: hotloop {results.gigaflops(case, us):.3g} GF/s"
-            if peer is not None:
-                text += f", {results.format_candidate(peer)} {results.gigaflops(case, peer):.3g} GF/s"
-            points.append(text)
-    return f"{title}. " + "; ".join(points)
-
-
-def _draw_lines(axes: Axes, members: Sequence[results.Case]) -> None:
-    lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
-    for case in members:
-        for candidate in results.timed(case):
-            point = (case["problem"]["seq_len"], results.gigaflops(case, candidate))
-            lines.setdefault((candidate["name"], candidate["threads"]), []).append(point)
-    counts = sorted({threads for _, threads in lines})
-    for (name, threads), points in sorted(lines.items(), key=lambda item: (_rank(item[0][0]), item[0][1])):
-        colour, marker = STYLES[name]
-        us = name == OURS
-        axes.plot(
-            *zip(*points, strict=True),
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linestyle=DASHES[counts.index(threads) % len(DASHES)],
-            linewidth=2.4 if us else 1.2,
-            zorder=3 if us else 2,
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("sequence length T")
-    axes.set_ylabel("GF/s")
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
-    axes.set_xticks(*_length_ticks([case["problem"]["seq_len"] for case in members]))
-    axes.minorticks_off()
-    # For one shape, flops are proportional to steps, so both scales fit the same lines.
-    per_gigaflop = 1e9 * members[0]["problem"]["seq_len"] / members[0]["flops"]
-    right = axes.secondary_yaxis(
-        "right",
-        functions=(lambda rate: rate * per_gigaflop, lambda steps: steps / per_gigaflop),
-    )
-    right.set_ylabel("time steps a second")
-    _plain_ticks(axes.yaxis, axes.get_ylim(), lambda value: f"{value:g}")
-    _plain_ticks(right.yaxis, axes.get_ylim(), results.format_count)
-    # An entry for every library and one for every number of threads, not for all their pairs: few enough to read.
-    names = sorted({name for name, _ in lines}, key=_rank)
-    handles = [Line2D([], [], color=STYLES[name][0], marker=STYLES[name][1], label=label(name)) for name in names]
-    handles += [
-        Line2D([], [], color="#1a1a1a", linestyle=DASHES[number % len(DASHES)], label=_threads(threads))
-        for number, threads in enumerate(counts)
-    ]
-    axes.figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, fontsize=10.5, frameon=False, handlelength=3
-    )
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'' if count == 1 else 's'}"
-
-
-def _length_ticks(lengths: Sequence[int]) -> tuple[list[int], list[str]]:
-    """Every length gets a tick, and a label where the one before leaves room for it."""
-    ticks, labels, labelled = sorted(set(lengths)), [], 0.0
-    for tick in ticks:
-        room = tick >= 1.5 * labelled
-        labels.append(str(tick) if room else "")
-        labelled = tick if room else labelled
-    return ticks, labels
-
-
-def _draw_bars(axes: Axes, members: Sequence[results.Case]) -> None:
-    case = members[0]
-    candidates = sorted(results.timed(case), key=results.seconds, reverse=True)
-    names = [results.format_candidate(candidate) for candidate in candidates]
-    rates = [results.gigaflops(case, candidate) for candidate in candidates]
-    bars = axes.barh(
-        names, rates, color=[STYLES[candidate["name"]][0] for candidate in candidates], edgecolor="white", height=0.75
-    )
-    for bar, candidate, rate in zip(bars, candidates, rates, strict=True):
-        if candidate["threads"] > 1:
-            bar.set_hatch("///")
-        text = f" {rate:.3g} GF/s, {results.format_count(results.steps_per_second(case, candidate))} steps/s"
-        axes.text(rate, bar.get_y() + bar.get_height() / 2, text, va="center", fontsize=9)
-    axes.set_xlim(0, 2.1 * max(rates))  # room for the text beside the longest bar
-    axes.set_xlabel("GF/s")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _plain_ticks(axis: Axis, limits: tuple[float, float], label: Callable[[float], str]) -> None:
-    """Plain numbers in place of powers of ten; where the data span less than two decades, also 2 and 5 of each."""
-    low, high = limits
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _rank(name: str) -> int:
-    return list(CANDIDATES).index(name)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _table(heads: Sequence[str], lines: Sequence[tuple[Sequence[str], bool]]) -> str:
-    """Write a table; a line is its cells and whether to mark it."""
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    body = "\n".join(
-        f"<tr{' class=behind' if marked else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for cells, marked in lines
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div>'
-
-
-def _label(problem: Problem) -> str:
-    return " ".join((LABELS[problem.cell], problem.mode, *problem.words))
-
-
-def _case_table(cases: Sequence[results.Case]) -> str:
+def _plain_table(table: Table, name: str) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.heads)
     lines = []
-    for case in cases:
-        for row in results.rows(case):
-            cells = (_label(row.problem), *results.cells(row))
-            behind = row.overall is not None and row.overall.value < 1 and row.problem.is_judged
-            lines.append((cells, behind))
-    note = (
-        "<p>Shaded: the best peer at its best number of threads is faster than hotloop at its best "
-        "(training on one step is shown, but not judged). "
-        "A dash: not measured.</p>"
-    )
-    return note + _table(results.COLUMNS, lines)
+    for number, cells in enumerate(table.lines):
+        row = [f'<th scope="row">{escape(cells[0])}</th>']
+        for column, cell in enumerate(cells[1:], 1):
+            tone = table.tones.get((number, column))
+            row.append(f"<td{'' if tone is None else f' class=t{tone}'}>{escape(cell)}</td>")
+        lines.append(f"<tr{' class=behind' if number in table.marked else ''}>{''.join(row)}</tr>")
+    body = "\n".join(lines)
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{whole}</div>'
 
 
-def _roof(cases: Sequence[results.Case]) -> str:
-    """The parts of every roof beside our time; nothing where no roof was measured."""
-    names = list(dict.fromkeys(name for case in cases for name in results.roof_parts(case, 1) or ()))
-    if not names:
-        return ""
-    lines = []
-    for case in cases:
-        for row in results.rows(case):
-            parts = results.roof_parts(case, row.threads)
-            if parts is not None and row.of_roof is not None:
-                shown = [results.format_seconds(parts[name]) if name in parts else "" for name in names]
-                total = results.format_seconds(sum(parts.values()))
-                time, share = results.format_seconds(row.seconds), f"{row.of_roof:.0%}"
-                lines.append(((_label(row.problem), str(row.threads), *shown, total, time, share), False))
-    table = _table(("problem", "threads", *names, "sum", "our time", "of roof"), lines)
-    return f'<h2 id="roof">The roof</h2>\n<details><summary>Its parts, problem by problem</summary>{table}</details>'
+def _key() -> str:
+    """What the colours of the heat map mean."""
+    edges = [*(f"below {1 / edge:.2f}" for edge in reversed(TONES)), "even", *(f"from {edge:g}" for edge in TONES)]
+    cells = "".join(f"<span class=t{tone}>{text}</span>" for tone, text in zip(range(-4, 5), edges, strict=True))
+    return f'<p class="key">{cells}</p>'
 
 
-def _memory(cases: Sequence[results.Case]) -> str:
-    """What training steps hold, computed for all and measured where the record has it."""
-    lines = [
-        ((_label(row.problem), *results.memory_cells(row)), False)
-        for case in cases
-        for row in results.memory_rows(case)
-    ]
-    if not lines:
-        return ""
-    note = (
-        "<p>Gates, c, output and the sequences between layers are kept until backward. Measured: by how much a fresh "
-        "process grows. The rest is its peak without all that is computed (packed weights, their gradients, "
-        "workspaces); it may not grow with T."
-    )
-    if any("-" in cells for cells, _ in lines):
-        note += " A dash: not measured; <code>hotloop bench --memory</code> measures it."
-    note += "</p>"
-    table = _table(("problem", *results.MEMORY_HEADS), lines)
-    return (
-        '<h2 id="memory">Memory of training</h2>\n'
-        f"<details><summary>What a training step holds</summary>{note}{table}</details>"
-    )
+# Of the heat map, from -4 to 4: orange to blue, which the colour-blind tell apart. The text on them has a contrast of
+# 4.5 or more.
+_LIGHT = ("#e9924a", "#f5b478", "#fad3ad", "#fdeadb", "#f1f1f1", "#e3effa", "#bcd9f3", "#8bbde9", "#5d9fdb")
+_DARK = ("#96540c", "#774510", "#55350f", "#38260f", "#2a2d31", "#16293c", "#1c4163", "#245b8d", "#2b6ca8")
 
 
-def _candidate_table(cases: Sequence[results.Case]) -> str:
-    heads = ("problem", "candidate", "time", "hotloop is how many times as fast", "GF/s", "rounds",
-             "largest relative error", "status")  # fmt: skip
-    lines = []
-    for case in cases:
-        for candidate in case["candidates"]:
-            good = candidate["status"] == "ok" and bool(candidate["rounds"])
-            errors = [error for error in candidate.get("errors", {}).values() if error is not None]
-            detail = candidate["detail"].strip().splitlines()
-            cells = (
-                _label(results.problem_of(case)),
-                results.format_candidate(candidate),
-                results.format_seconds(results.seconds(candidate)) if good else "-",
-                results.format_interval(results.speedup_over(case, candidate)),
-                f"{results.gigaflops(case, candidate):.3g}" if good else "-",
-                str(len(candidate["rounds"])),
-                f"{max(errors):.1e}" if errors else "-",
-                candidate["status"] + (f": {detail[-1][:80]}" if detail else ""),
-            )
-            lines.append((cells, candidate["status"] in ("failed", "wrong")))
-    return _table(heads, lines)
+def _tones(colours: Sequence[str]) -> str:
+    return " ".join(f"--t{tone}: {colour};" for tone, colour in zip(range(-4, 5), colours, strict=True))
 
 
-def _environment(record: Mapping[str, Any]) -> str:
-    environment = record["environment"]
-    lscpu = environment["lscpu"]
-    facts = {
-        "command": " ".join(record["command"]),
-        "date": results.format_date(record["date"]),
-        "processor": environment["hotloop"]["processor"],
-        "processors": str(results.processors(record)),
-        **{key: lscpu[key] for key in ("L1d cache", "L2 cache", "L3 cache", "Hypervisor vendor") if key in lscpu},
-        "load average at start": str(environment["load"]),
-        "system": environment["platform"],
-        "Python": environment["python"],
-    }
-    for name, versions in environment["versions"].items():
-        facts[label(name)] = ", ".join(f"{key} {value}" for key, value in versions.items())
-    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in results.remarks(record))
-    return (
-        f'<h2 id="environment">Environment</h2>\n{_list(facts.items())}\n'
-        + (f'<h2 id="remarks">Remarks</h2>\n<ul>{remarks}</ul>\n' if remarks else "")
-        + f'<h2 id="method">How it was measured</h2>\n<p>{METHOD}</p>'
-    )
-
-
-METHOD = """Every library runs in processes of its own, one for each number of threads; all but one are stopped. They
-take turns, round after round in rotated order; a ratio is the median of the ratios of the rounds, its interval a
-bootstrap over rounds. Answers are compared with a float64 specification before anything is timed. Inference runs with
-weights prepared beforehand; training is forward and backward with all gradients. Floating-point operations are those of
-the matrix products: 2 T B G H (I + H) forward for every layer and direction, three times that in training; padding does
-not count. The roof is what the machine's peak and bandwidths allow, measured in the same run; that of several layers
-and directions is the sum of theirs."""
+STYLE = f"""
+:root {{ color-scheme: light dark; --ink: #1a1a1a; --soft: #595959; --paper: #fff; --line: #c9c9c9; --grid: #dcdcdc;
+  --head: #f3f3f3; --link: #00527f; --behind: #fff1e6; --warn: #a04800; {figures.palette(False)} {_tones(_LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #ececec; --soft: #b4b4b4; --paper: #15181b; --line: #454a50;
+  --grid: #33383d; --head: #23272b; --link: #7cc4f5; --behind: #3a2614; --warn: #ff9a4d; {figures.palette(True)}
+  {_tones(_DARK)} }} }}
+body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }}
+main {{ max-width: 82rem; margin: 0 auto; padding: 1rem; }}
+h1 {{ font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }}
+h2, h3 {{ font-size: 1.25rem; line-height: 1.3; margin: 2rem 0 .5rem; }}
+h2[id^=machine] {{ font-size: 1.5rem; border-top: .2rem solid var(--line); padding-top: 1.5rem; margin-top: 3rem; }}
+p, li {{ max-width: 46rem; overflow-wrap: break-word; }}
+p.lead {{ font-size: 1.15rem; font-weight: 600; line-height: 1.4; }}
+p.where {{ color: var(--soft); }}
+a {{ color: var(--link); }}
+code {{ font-size: .9em; overflow-wrap: anywhere; }}
+nav ul {{ display: flex; flex-wrap: wrap; gap: 0 .4rem; list-style: none; padding: 0; margin: 1.5rem 0 0;
+  border-block: 1px solid var(--line); }}
+nav ul.plain {{ display: block; }}
+nav a {{ display: inline-block; padding: .4rem .3rem; }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem 1rem; }}
+figure {{ margin: 0; min-width: 0; max-width: 34rem; }}
+figure svg {{ width: 100%; height: auto; display: block; }}
+svg * {{ stroke-linejoin: round; stroke-linecap: butt; }}
+summary {{ cursor: pointer; padding: .4rem 0; }}
+.scroll {{ overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem; width: fit-content;
+  max-width: 100%; }}
+table {{ border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }}
+thead th {{ background: var(--head); vertical-align: bottom; white-space: normal; }}
+tbody th {{ font-weight: 400; background: var(--paper); }}
+th:first-child {{ text-align: left; position: sticky; left: 0; }}
+tr:last-child > * {{ border-bottom: 0; }}
+tr.behind > * {{ background: var(--behind); }}
+.key {{ display: flex; flex-wrap: wrap; font-size: .85rem; gap: 1px; }}
+.key span {{ padding: .15rem .5rem; }}
+{" ".join(f".t{tone} {{ background: var(--t{tone}); }}" for tone in range(-4, 5))}
+dl {{ display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; font-size: .9rem; }}
+dt {{ font-weight: 600; max-width: 18rem; }} dd {{ margin: 0; overflow-wrap: anywhere; max-width: 60rem; }}
+.warning {{ border-left: .3rem solid var(--warn); padding-left: .7rem; }}
+@media (max-width: 40rem) {{ th:first-child {{ white-space: normal; min-width: 7rem; max-width: 9rem; }}
+  dl {{ grid-template-columns: 1fr; }} dd {{ margin-bottom: .4rem; }} }}
+"""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import timezone
+from functools import cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from . import memory, roof, stats
+from . import attention, memory, roof, stats
+from .files import moment
 from .peers import OURS, label
 from .problems import Problem
 
@@ -27,7 +30,7 @@ def problem_of(case: Case) -> Problem:
 
 def seconds(candidate: CandidateRecord) -> float:
     """Return a candidate's time for one call: the median over rounds."""
-    return float(np.median(stats.round_medians(candidate["rounds"])))
+    return median(stats.round_medians(candidate["rounds"]))
 
 
 def timed(case: Case) -> list[CandidateRecord]:
@@ -50,6 +53,11 @@ def best_peer(case: Case, threads: int | None = None, names: Sequence[str] | Non
     if names is not None:
         found = [c for c in found if c["name"] in names]
     return min(found, key=seconds, default=None)
+
+
+def time_interval(candidate: CandidateRecord) -> stats.Interval:
+    """Return a candidate's time for one call with its confidence interval over rounds."""
+    return stats.median_interval(stats.round_medians(candidate["rounds"]))
 
 
 def speedup_over(case: Case, candidate: CandidateRecord) -> stats.Interval | None:
@@ -129,8 +137,18 @@ class Comparison:
     """Ourselves at our best number of threads against a peer at its best, on one problem."""
 
     problem: Problem
+    us: CandidateRecord
     peer: CandidateRecord
-    ratio: stats.Interval
+
+    @cached_property
+    def ratios(self) -> list[float]:
+        """Their time over ours, round by round."""
+        return stats.round_ratios(self.us["rounds"], self.peer["rounds"])
+
+    @cached_property
+    def ratio(self) -> stats.Interval:
+        """How many times as fast we are."""
+        return stats.speedup(self.us["rounds"], self.peer["rounds"])
 
     def __str__(self) -> str:
         """Name, ratio with its direction, and peer."""
@@ -138,8 +156,8 @@ class Comparison:
 
 
 def judged(record: Mapping[str, Any]) -> list[Case]:
-    """List the cases on which being slower counts."""
-    return [case for case in record["cases"] if problem_of(case).is_judged]
+    """List the cases on which being slower counts; modules of torch have goals of their own, see `swaps`."""
+    return [case for case in record["cases"] if (p := problem_of(case)).is_judged and not p.module]
 
 
 def compare(cases: Sequence[Case], names: Sequence[str] | None = None) -> list[Comparison]:
@@ -148,13 +166,50 @@ def compare(cases: Sequence[Case], names: Sequence[str] | None = None) -> list[C
     for case in cases:
         us, peer = ours(case), best_peer(case, names=names)
         if us is not None and peer is not None:
-            found.append(Comparison(problem_of(case), peer, stats.speedup(us["rounds"], peer["rounds"])))
+            found.append(Comparison(problem_of(case), us, peer))
     return sorted(found, key=lambda one: one.ratio.value)
 
 
 def behind(record: Mapping[str, Any]) -> list[Comparison]:
     """List the judged problems on which the best peer is faster, worst first."""
     return [one for one in compare(judged(record)) if one.ratio.value < 1]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A module of torch, stock and swapped, each at its best number of threads."""
+
+    problem: Problem
+    stock: CandidateRecord
+    swapped: CandidateRecord
+    ratio: stats.Interval
+
+    @property
+    def below_goal(self) -> bool:
+        """Whether the project wants more of it."""
+        return self.ratio.value < self.problem.goal
+
+    def __str__(self) -> str:
+        """Name and ratio."""
+        return f"{self.problem.name} {format_interval(self.ratio)}"
+
+
+def modules(record: Mapping[str, Any]) -> list[Case]:
+    """List the cases that are modules of torch."""
+    return [case for case in record["cases"] if problem_of(case).module]
+
+
+def swap(case: Case) -> Swap | None:
+    """Compare the two modules of a case; None where one of them has no time."""
+    us, torch = ours(case), best_peer(case, names=("torch",))
+    if us is None or torch is None:
+        return None
+    return Swap(problem_of(case), torch, us, stats.speedup(us["rounds"], torch["rounds"]))
+
+
+def swaps(record: Mapping[str, Any]) -> list[Swap]:
+    """List the modules of torch that were timed both ways."""
+    return [found for case in modules(record) if (found := swap(case)) is not None]
 
 
 @dataclass(frozen=True)
@@ -208,6 +263,7 @@ class MemoryRow:
     grows: Mapping[str, int]  # computed: see memory.grows
     forward: int | None  # measured: by how much the process has grown after forward
     peak: int | None  # and at most
+    stock_peak: int | None = None  # of torch.nn's layer
 
     @property
     def kept(self) -> int:
@@ -223,13 +279,17 @@ class MemoryRow:
 def memory_rows(case: Case) -> list[MemoryRow]:
     """Compute what a dense training case holds: at its own length, and where it was measured at the others too."""
     problem = problem_of(case)
-    if problem.mode != "training" or not problem.is_dense:
+    if problem.mode != "training" or not problem.is_dense or problem.module:
         return []
-    runs = {run["seq_len"]: run for run in case.get("memory", {}).get("runs", [])}
+    measured = case.get("memory", {})
+    runs, stock = (
+        {run["seq_len"]: run for run in one.get("runs", [])} for one in (measured, measured.get("torch", {}))
+    )
     rows = []
     for seq_len in sorted({problem.seq_len, *runs}):
         one, run = replace(problem, seq_len=seq_len), runs.get(seq_len, {})
-        rows.append(MemoryRow(one, memory.grows(one), run.get("forward"), run.get("peak")))
+        rows.append(MemoryRow(one, memory.grows(one), run.get("forward"), run.get("peak"),
+                              stock.get(seq_len, {}).get("peak")))  # fmt: skip
     return rows
 
 
@@ -268,6 +328,8 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         if max(share.values.values()) > 1:
             text += "; one is over 100 %: its probe was too slow"
         lines.append((f"of the roof, {name}", text))
+    if compared := swaps(record):
+        lines.append(("hotloop.torch over torch.nn", _swap_figures(compared)))
     measured = [rows for rows in map(memory_rows, record["cases"]) if len(rows) > 1]
     if measured:
         text = max((_rise(rows) for rows in measured), key=lambda rise: rise[0])[1]
@@ -305,6 +367,19 @@ def _figures(share: Share, write: Callable[[float], str], middle: float, unit: s
         below = sum(value < share.bar for value in share.values.values())
         text += f"; {below} of {count} below the project's own goal of {write(share.bar)}"
     return text
+
+
+def _swap_figures(found: Sequence[Swap]) -> str:
+    """Write the mean, and the goals that are missed, worst first; without any of these the worst."""
+    worst = sorted(found, key=lambda one: one.ratio.value / (one.problem.goal or 1))
+    missed = [one for one in worst if one.below_goal]
+    text = f"{_geometric_mean([one.ratio.value for one in found]):.2f} times as fast, "
+    text += f"geometric mean of {_problems(len(found))}" if len(found) > 1 else str(found[0].problem.name)
+    goals = sum(one.problem.goal > 0 for one in found)
+    if not goals:
+        return f"{text}; the worst is {worst[0]}" if len(found) > 1 else text
+    text += f"; {len(missed)} of {goals} below the project's own goal{':' if missed else ''}"
+    return "\n".join((text, *(f"{one}, goal {one.problem.goal:g}" for one in missed)))
 
 
 def _rise(rows: Sequence[MemoryRow]) -> tuple[float, str]:
@@ -372,8 +447,13 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
             f"answers checked on the first {steps} steps only, where the float64 specification would take too long: "
             + ", ".join(shortened)
         )
-    unmeasured = {case["memory"]["error"]: None for case in record["cases"] if "error" in case.get("memory", {})}
-    lines += [f"memory was not measured: {error}" for error in unmeasured]
+    for whose, key in (("", None), ("torch's ", "torch")):
+        held = [case.get("memory", {}) if key is None else case.get("memory", {}).get(key, {})
+                for case in record["cases"]]  # fmt: skip
+        unmeasured = dict.fromkeys(one["error"] for one in held if "error" in one)
+        lines += [f"{whose}memory was not measured: {error}" for error in unmeasured]
+    if attention.failed(record):
+        lines.append(f"the cost of a step of attention was not measured: {attention.failed(record)}")
     if record.get("interrupted"):
         lines.append("interrupted: only the cases that were complete are here")
     return lines
@@ -408,16 +488,17 @@ def format_bytes(value: float | None) -> str:
 def memory_cells(row: MemoryRow) -> tuple[str, ...]:
     """Write what every table of memory shows of a row after its problem."""
     computed = [format_bytes(row.grows[name]) for name in row.grows]
-    return (*computed, format_bytes(row.kept), *map(format_bytes, (row.forward, row.peak, row.rest)))
+    return (*computed, format_bytes(row.kept), *map(format_bytes, (row.forward, row.peak, row.rest, row.stock_peak)))
 
 
 def format_date(text: str) -> str:
     """Write the date of a record for people, in UTC."""
-    when = datetime.fromisoformat(text).astimezone(timezone.utc)
+    when = moment(text).astimezone(timezone.utc)
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
-MEMORY_HEADS = (*memory.NAMES, "kept, computed", "after forward, measured", "peak, measured", "rest")
+MEMORY_HEADS = (*memory.NAMES, "kept, computed", "after forward, measured", "peak, measured", "rest",
+                "torch's peak, measured")  # fmt: skip
 
 
 def format_interval(interval: stats.Interval | None) -> str:
@@ -442,7 +523,8 @@ COLUMNS = (
 # What names and columns mean, for the terminal and the report.
 MEANINGS = {
     "problem": "T is the sequence length, B the batch, I the input size, H the hidden size; L2: two layers, bi: both "
-    "directions, float64: in place of float32; training is forward and backward with all gradients",
+    "directions, float64: in place of float32; training is forward and backward with all gradients; torch: a layer of "
+    "torch.nn, trained by whole steps, cell: a cell of torch.nn",
     "best peer": "the fastest of the other libraries at the same number of threads; 1t: on one thread, 2t: on two",
     "speed-up": "how many times as fast as the best peer hotloop is: the median of the ratios of interleaved rounds "
     "(95 % bootstrap interval)",
@@ -454,6 +536,27 @@ MEANINGS = {
     "of roof": "the least time that the machine's limits allow (its roof: peak and bandwidths, measured in the same "
     "run), on that many threads, over ours",
 }
+
+
+SWAP_COLUMNS = ("problem", "torch.nn", "swapped", "times as fast", "goal")
+SWAP_TITLE = "torch.nn, stock and swapped by hotloop.torch.replace_modules"
+SWAP_MEANING = (
+    "Each at its best number of threads; 1t: one thread, 2t: two. Training is a whole step: forward, backward to the "
+    "parameters from a given gradient of the output, and the update by plain SGD; x is data. Packed: sequences of 1 to "
+    "T steps, packed before the layer and padded after it inside the timed step. Cell: one step from a given state, "
+    "under torch.no_grad. The ratio is the median of the ratios of interleaved rounds (95 % bootstrap interval)."
+)
+
+
+def swap_cells(case: Case) -> tuple[str, ...]:
+    """Write what every table of modules shows of a case after its problem: the rest of `SWAP_COLUMNS`."""
+    found, goal = swap(case), problem_of(case).goal
+    times = ["-" if one is None else f"{format_seconds(seconds(one))} {one['threads']}t"
+             for one in (best_peer(case, names=("torch",)), ours(case))]  # fmt: skip
+    wanted = f"{goal:g}" if goal else "-"
+    if found is None:
+        return (*times, "-", wanted)
+    return (*times, format_interval(found.ratio), f"{wanted}, missed" if found.below_goal else wanted)
 
 
 def cells(row: Row) -> tuple[str, ...]:

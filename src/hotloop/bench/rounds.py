@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from . import results, roof
-from .peers import INFERENCE_ONLY, OURS
+from .peers import INFERENCE_ONLY, OURS, RUN_MODULES
 from .problems import Problem
 from .processes import WorkerDied, WorkerError, WorkerProcess
 
@@ -72,6 +72,7 @@ def estimate(
             for name in (OURS, *peers)
             if not (problem.mode == "training" and name in INFERENCE_ONLY)
             and not (name == "numpy" and problem.flops > NUMPY_FLOPS)
+            and not (problem.module and name not in RUN_MODULES)
         ]
         call = GUESSED_CALL + problem.flops / GUESSED_FLOPS
         turn = call if call > 0.1 else effort.samples * max(effort.sample_seconds, call) + 2e-3
@@ -94,6 +95,8 @@ def prepare(
             record["detail"] = worker
         elif name == "numpy" and problem.flops > NUMPY_FLOPS:
             record |= {"status": "unsupported", "detail": f"left out above {NUMPY_FLOPS / 1e9:g} GF a call"}
+        elif problem.module and name not in RUN_MODULES:
+            record |= {"status": "unsupported", "detail": "runs no modules of torch"}
         else:
             request = {
                 "do": "prepare",

@@ -15,7 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import memory
+from . import attention, latency, memory
+from .attention import Plan
+from .history import describe_commit
+from .latency import Calls
 from .peers import OURS, PEERS, missing_modules
 from .problems import Problem
 from .processes import WorkerDied, WorkerError, WorkerProcess, start_candidate
@@ -41,6 +44,11 @@ class Settings:
         What the whole run may take: cases get what is left of it, in equal shares.
     memory : bool
         Measure what a training step of dense problems holds, too: see memory.py.
+    latency : sequence of Problem
+        Time single calls of these, too: see latency.py.
+    latency_calls : Calls
+    attention : Plan or None
+        Measure what a step of a cell costs against one of attention, too: see attention.py.
     """
 
     peers: Sequence[str] = PEERS
@@ -49,6 +57,9 @@ class Settings:
     effort: Effort = field(default_factory=Effort)
     total_seconds: float | None = None
     memory: bool = False
+    latency: Sequence[Problem] = ()
+    latency_calls: Calls = field(default_factory=Calls)
+    attention: Plan | None = None
 
 
 class Pool:
@@ -133,7 +144,8 @@ def run(
         "schema_version": SCHEMA_VERSION,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
-        "settings": {**asdict(settings), "peers": list(settings.peers), "threads": list(settings.threads)},
+        "commit": describe_commit(),
+        "settings": _describe(settings),
         "environment": {"not_installed": sorted(not_installed), **describe_machine()},
         "cases": [],
         "interrupted": False,
@@ -164,23 +176,55 @@ def run(
                     effort,
                     partial(_report_round, progress, done, problem.name),
                 )
-                if settings.memory and problem.mode == "training" and problem.is_judged and problem.is_dense:
+                if settings.memory and memory.is_measured(problem):
                     progress(done, f"{problem.name}: memory")
-                    case["memory"] = _measure_memory(problem, settings)
+                    case["memory"] = _measure_memory(problem, settings, OURS)
+                    if "torch" in names:
+                        case["memory"]["torch"] = _measure_memory(problem, settings, "torch")
                 record["cases"].append(case)
-            progress(len(problems), "done")
+        say = partial(progress, len(problems))
+        if settings.latency:
+            record["latency"] = _measure_latency(names, settings, say)
+        if settings.attention is not None:
+            record["attention"] = _measure_attention(settings.attention, settings.isa, say)
+        say("done")
     except KeyboardInterrupt:
         record["interrupted"] = True
     record["seconds"] = round(time.monotonic() - begin, 1)
     return record
 
 
-def _measure_memory(problem: Problem, settings: Settings) -> dict[str, Any]:
+def _measure_memory(problem: Problem, settings: Settings, name: str) -> dict[str, Any]:
     try:
         # The most threads have the most workspaces.
-        return memory.measure(problem, max(settings.threads), settings.isa)
+        return memory.measure(problem, max(settings.threads), settings.isa, name)
     except WorkerError as error:
         return {"error": str(error)}
+
+
+def _measure_latency(names: Sequence[str], settings: Settings, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    say("starting workers")
+    with Pool([(name, 1) for name in names], settings.isa) as pool, tempfile.TemporaryDirectory() as folder:
+        write = partial(_write_named_reference, pool, Path(folder))
+        return latency.measure(settings.latency, pool.workers, write, settings.effort, settings.latency_calls, say)
+
+
+def _measure_attention(plan: Plan, isa: str | None, say: Callable[[str], None]) -> dict[str, Any]:
+    say("starting workers")
+    with Pool([], isa) as pool, tempfile.TemporaryDirectory() as folder:
+        return attention.measure(plan, isa, partial(_write_named_reference, pool, Path(folder)), say)
+
+
+def _write_named_reference(pool: Pool, folder: Path, problem: Problem) -> Path:
+    path = folder / f"{problem.name}.npz"
+    write_reference(pool, problem, path)
+    return path
+
+
+def _describe(settings: Settings) -> dict[str, Any]:
+    """Write settings as they are kept in the record."""
+    named = {"peers": list(settings.peers), "threads": list(settings.threads)}
+    return {**asdict(settings), **named, "latency": [problem.name for problem in settings.latency]}
 
 
 def _report_round(progress: Callable[[int, str], None], done: int, name: str, number: int) -> None:
@@ -188,7 +232,10 @@ def _report_round(progress: Callable[[int, str], None], done: int, name: str, nu
 
 
 def new_case(problem: Problem, pool: Pool) -> dict[str, Any]:
-    """Make a case in which nothing is measured yet; `probes` is None where there can be no roof."""
+    """Make a case in which nothing is measured yet; `probes` is None where there can be no roof.
+
+    There is none for modules of torch: part of their time is torch's.
+    """
     variant, backend = "", ""
     for (name, _), worker in pool.workers.items():
         if name == OURS and isinstance(worker, WorkerProcess):
@@ -197,7 +244,7 @@ def new_case(problem: Problem, pool: Pool) -> dict[str, Any]:
         "problem": problem.as_dict(),
         "flops": problem.flops,
         "lanes": vector_lanes(variant, problem.dtype),
-        "probes": {} if backend == "native" else None,
+        "probes": {} if backend == "native" and not problem.module else None,
         "candidates": [],
     }
 

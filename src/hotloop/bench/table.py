@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import results
+from . import charts, layout, results
 
 RIGHT = {"threads", "time", "GF/s", "steps/s", "hotloop (numba)", "of roof"}
 LEFT_OUT_WHERE_NARROW = {"GF/s", "steps/s", "best over best", "hotloop (numba)"}
@@ -25,6 +25,37 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
         highlight=False,
         markup=False,
     )
+    modules = results.modules(record)
+    if modules:
+        _print_modules(modules, console)
+    if len(modules) < len(record["cases"]):
+        _print_cases(record, console)
+    if show_roof:
+        _print_roof(record, console)
+    if any("memory" in case for case in record["cases"]):
+        _print_memory(record, console)
+    for entry in record.get("latency") or ():
+        _print_table(f"single calls, {entry['problem']['name']}", charts.latency_table(entry), console)
+    if (cost := charts.cost_of_a_step(record.get("attention"))) is not None:
+        _print_table(cost.title, cost.table, console)
+    _print_summary(record, console)
+    if busy := results.busy(record):
+        console.print(busy, highlight=False, markup=False)
+    for remark in results.remarks(record):
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_modules(cases: Sequence[results.Case], console: Console) -> None:
+    table = Table(title=results.SWAP_TITLE, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in results.SWAP_COLUMNS:
+        table.add_column(name, justify="left" if name == "problem" else "right", no_wrap=True)
+    for case in cases:
+        table.add_row(case["problem"]["name"], *results.swap_cells(case))
+    _print_whole(table, console, _width(table, console))
+    console.print(results.SWAP_MEANING, style="dim", highlight=False, markup=False)
+
+
+def _print_cases(record: Mapping[str, Any], console: Console) -> None:
     # In a narrow terminal some columns are left out and the rest may wrap: no figure is ever cut short.
     shown: Sequence[str] = results.COLUMNS
     table = _case_table(record, shown)
@@ -35,15 +66,6 @@ def print_results(record: Mapping[str, Any], console: Console, *, show_roof: boo
     for name in shown:
         if name in results.MEANINGS:
             console.print(f"{name}: {results.MEANINGS[name]}", style="dim", highlight=False, markup=False)
-    if show_roof:
-        _print_roof(record, console)
-    if any("memory" in case for case in record["cases"]):
-        _print_memory(record, console)
-    _print_summary(record, console)
-    if busy := results.busy(record):
-        console.print(busy, highlight=False, markup=False)
-    for remark in results.remarks(record):
-        console.print(remark, highlight=False, markup=False, soft_wrap=True)
 
 
 def _case_table(record: Mapping[str, Any], shown: Sequence[str]) -> Table:
@@ -55,6 +77,8 @@ def _case_table(record: Mapping[str, Any], shown: Sequence[str]) -> Table:
         table.add_row(*(cell for name, cell in zip(results.COLUMNS, cells, strict=True) if name in shown))
 
     for case in record["cases"]:
+        if results.problem_of(case).module:
+            continue  # in a table of their own
         lines = list(results.rows(case))
         if not lines:
             add_row(case["problem"]["name"], *["-"] * (len(results.COLUMNS) - 1))
@@ -83,6 +107,8 @@ def _print_roof(record: Mapping[str, Any], console: Console) -> None:
     table.add_column("part")
     table.add_column("least time", justify="right", no_wrap=True)
     for case in record["cases"]:
+        if results.problem_of(case).module:
+            continue
         for row in results.rows(case):
             parts = results.roof_parts(case, row.threads)
             if parts is None:
@@ -118,6 +144,15 @@ def _print_memory(record: Mapping[str, Any], console: Console) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def _print_table(title: str, content: layout.Table, console: Console) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, head in enumerate(content.heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for line in content.lines:
+        table.add_row(*line)
+    _print_whole(table, console)
 
 
 def _print_summary(record: Mapping[str, Any], console: Console) -> None:

@@ -3,8 +3,10 @@
 Requests come as lines of JSON on standard input, replies leave as lines of JSON on standard output:
 
     {"do": "reference", "problem": {...}, "path": ...}       write the specification's answer to a file
-    {"do": "prepare", "problem": {...}, "reference": path}   get ready, and check the answer
+    {"do": "prepare", "problem": {...}, "reference": path}   get ready, and check the answer (path null: do not)
+    {"do": "attention", "context": n, ...}                   the same for a step of attention, see attention.py
     {"do": "time", "samples": n}                             seconds a call, n times (long calls: once)
+    {"do": "latency", "calls": n}                            seconds of n single calls
     {"do": "probe", "probes": [...], "seconds": s}           what the machine can do, see roof.py
 
 A reply is {"ok": ...} or {"error": "..."}; the first line, unasked, says what versions are in use.
@@ -20,15 +22,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import numpy as np
 
 from .. import info
-from . import roof
+from . import attention, roof
 from .check import TOLERANCE, checked_grad_output, checked_steps, make_inputs, reference, relative_errors
-from .peers import CANDIDATES, Candidate, Prepared, Unsupported
+from .peers import CANDIDATES, Candidate, Unsupported
 from .problems import Problem
 
 # A worker wakes with cold caches and with its pool's threads asleep. Refilling 32 MiB of cache takes about 1 ms, so
@@ -42,7 +45,7 @@ class Worker:
 
     def __init__(self, candidate: Candidate) -> None:
         self._candidate = candidate
-        self._prepared: Prepared | None = None
+        self._run: Callable[[], object] | None = None
         self._calls = 1
         self._call_seconds = 0.0
 
@@ -59,8 +62,11 @@ class Worker:
         return {}
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Prepare a problem, check the answer, and find how many calls a sample is."""
-        self._prepared = None
+        """Prepare a problem, check the answer if there is a reference, and find how many calls a sample is.
+
+        `calls` in the request gives that number: then two processes that are compared do the same in a sample.
+        """
+        self._run = None
         gc.collect()
         problem = Problem.from_dict(request["problem"])
         inputs = make_inputs(problem)
@@ -68,17 +74,35 @@ class Worker:
             prepared = self._candidate.prepare(problem, inputs)
         except Unsupported as error:
             return {"status": "unsupported", "detail": str(error)}
-        with np.load(request["reference"]) as expected:
-            errors = relative_errors(prepared.answer(checked_grad_output(problem, inputs)), expected)
-        # JSON has no infinity; None stands for an answer that is missing, misshapen or not finite.
-        shown = {name: error if math.isfinite(error) else None for name, error in errors.items()}
-        reply: dict[str, Any] = {"errors": shown, "checked_steps": checked_steps(problem)}
-        worst = max(errors, key=lambda name: errors[name])
-        if not errors[worst] <= TOLERANCE[problem.dtype]:
-            return {**reply, "status": "wrong", "detail": f"{worst}: relative error {errors[worst]:.1e}"}
-        self._prepared = prepared
-        self._calibrate(prepared.run, request["sample_seconds"])
-        return {**reply, "status": "ok", "calls_per_sample": self._calls, "call_seconds": self._call_seconds}
+        reply: dict[str, Any] = {}
+        if request["reference"] is not None:
+            with np.load(request["reference"]) as expected:
+                errors = relative_errors(prepared.answer(checked_grad_output(problem, inputs)), expected)
+            # JSON has no infinity; None stands for an answer that is missing, misshapen or not finite.
+            shown = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+            reply |= {"errors": shown, "checked_steps": checked_steps(problem)}
+            worst = max(errors, key=lambda name: errors[name])
+            if not errors[worst] <= TOLERANCE[problem.dtype]:
+                return {**reply, "status": "wrong", "detail": f"{worst}: relative error {errors[worst]:.1e}"}
+        return {**reply, **self._get_ready(prepared.run, request)}
+
+    def attention(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Prepare a step of attention, and check its answer."""
+        self._run = None
+        gc.collect()
+        run, error = attention.prepare(request["width"], request["heads"], request["context"])
+        if not attention.is_right(error):
+            return {"status": "wrong", "detail": f"output: relative error {error:.1e}"}
+        return self._get_ready(run, request)
+
+    def _get_ready(self, run: Callable[[], object], request: dict[str, Any]) -> dict[str, Any]:
+        self._run = run
+        if "calls" in request:
+            self._calls = request["calls"]
+            self._call_seconds = _time(run, 1)
+        else:
+            self._calibrate(run, request["sample_seconds"])
+        return {"status": "ok", "calls_per_sample": self._calls, "call_seconds": self._call_seconds}
 
     def _calibrate(self, run: Callable[[], object], sample_seconds: float) -> None:
         """How many calls a sample is, so that the clock's own 50 ns and its jitter do not count."""
@@ -93,18 +117,28 @@ class Worker:
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take samples of the problem prepared last."""
-        if self._prepared is None:
+        with self._warm() as run:
+            # A long call is its own average: one sample of it a turn leaves time for more rounds.
+            wanted = request["samples"] if self._call_seconds < LONG_CALL_SECONDS else 1
+            return {"samples": [_time(run, self._calls) / self._calls for _ in range(wanted)]}
+
+    def latency(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Time single calls of the problem prepared last."""
+        with self._warm() as run:
+            return {"seconds": [_time(run, 1) for _ in range(request["calls"])]}
+
+    @contextmanager
+    def _warm(self) -> Iterator[Callable[[], object]]:
+        """Give what is to be timed, warmed up; no garbage is collected inside the block."""
+        if self._run is None:
             raise RuntimeError("no problem is prepared")
-        run = self._prepared.run
         gc.disable()
         try:
             if self._call_seconds < LONG_CALL_SECONDS:
                 start = time.perf_counter()
                 while time.perf_counter() - start < WARM_UP_SECONDS:
-                    run()
-            # A long call is its own average: one sample of it a turn leaves time for more rounds.
-            wanted = request["samples"] if self._call_seconds < LONG_CALL_SECONDS else 1
-            return {"samples": [_time(run, self._calls) / self._calls for _ in range(wanted)]}
+                    self._run()
+            yield self._run
         finally:
             gc.enable()
 
@@ -128,7 +162,14 @@ def serve(worker: Worker, requests: TextIO, replies: TextIO) -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
-    handlers = {"reference": worker.reference, "prepare": worker.prepare, "time": worker.time, "probe": worker.probe}
+    handlers = {
+        "reference": worker.reference,
+        "prepare": worker.prepare,
+        "attention": worker.attention,
+        "time": worker.time,
+        "latency": worker.latency,
+        "probe": worker.probe,
+    }
     reply({"ok": worker.hello()})
     for line in requests:
         request = json.loads(line)

@@ -1,0 +1,160 @@
+"""Layers one on the output of the other, each with one direction or two: the loops of forward and of backward.
+
+What a call is given is checked and allocated before, what it gives back is put in order after; `layers` and `torch` do
+that each in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from . import _memory
+from ._contract import (
+    PARAMETERS,
+    Array,
+    Backend,
+    Forward,
+    Layout,
+    Ragged,
+    Resets,
+    Weights,
+    make_backward,
+    make_forward,
+)
+
+Drop = Callable[[int, Array, Array], Array]  # (layer, its output, out): what the next layer is given of it, in out
+Wanted = Sequence[Sequence[Sequence[str]]]  # by layer and direction: those of PARAMETERS
+
+
+def _like(sequence: Array) -> Array:
+    return _memory.empty(sequence.shape, sequence.dtype)
+
+
+def halves(directions: int, hidden_size: int, sequence: Array | None) -> list[Any]:
+    """The columns of each direction."""
+    if sequence is None or directions == 1:
+        return [sequence] * directions
+    return [sequence[:, :, :hidden_size], sequence[:, :, hidden_size:]]
+
+
+def run_forward(
+    backend: Backend,
+    threads: int,
+    weights: Sequence[Sequence[Weights]],
+    packed: Sequence[Sequence[Any]] | None,
+    x: Array,
+    h0: Array | None,
+    c0: Array | None,
+    output: Array,
+    c: Array | None,
+    h_n: Array,
+    c_n: Array | None,
+    ragged: Ragged | None,
+    marks: Sequence[Resets | None],
+    drop: Drop | None,
+    training: bool,
+) -> list[list[Forward]]:
+    """Fill output, h_n and, where they are there, c_n and c, both of the last layer.
+
+    Weights, and what was packed of them, are by layer and direction; `marks` by direction; states
+    [layers*directions, B, H]. In training, returns what backward needs, by layer and direction. With dropout, x of the
+    upper layers is there what `drop` is given: it can be made again, and is as large as the output it is made of.
+    """  # fmt: skip
+    recurrences: list[list[Forward]] = []
+    below = x
+    for layer, of_layer in enumerate(weights):
+        top, directions = layer == len(weights) - 1, len(of_layer)
+        hidden_size, seq_len, batch_size = of_layer[0].hidden_size, *x.shape[:2]
+        sequence = output if top else _memory.empty((seq_len, batch_size, directions * hidden_size), output.dtype)
+        of_output = halves(directions, hidden_size, sequence)
+        of_c = halves(directions, hidden_size, c if top else None)
+        calls = []
+        for direction, half in enumerate(of_layer):
+            index = layer * directions + direction
+            calls.append(
+                make_forward(
+                    half, None if packed is None else packed[layer][direction], direction == 1, x,
+                    None if h0 is None else h0[index], None if c0 is None else c0[index],
+                    of_output[direction], h_n[index], None if c_n is None else c_n[index], training, ragged,
+                    marks[direction], of_c[direction],
+                )
+            )  # fmt: skip
+        backend.forward(calls, threads)
+        if training:
+            if layer and drop is not None:
+                calls = [replace(args, x=below) for args in calls]
+            recurrences.append(calls)
+        below = x = sequence
+        if drop is not None and not top:
+            x = drop(layer, sequence, _like(sequence))
+    return recurrences
+
+
+def run_backward(
+    backend: Backend,
+    threads: int,
+    recurrences: Sequence[Sequence[Forward]],
+    layout: Layout,
+    drop: Drop | None,
+    grad: Array | None,
+    grad_h_n: Array | None,
+    grad_c_n: Array | None,
+    grad_c: Array | None,
+    grad_h0: Array,
+    grad_c0: Array | None,
+    x_wanted: bool,
+    states_wanted: bool,
+    wanted: Wanted,
+) -> tuple[Array | None, list[list[dict[str, Array]]]]:
+    """Fill grad_h0 and grad_c0, where states are wanted, and return the gradients of x, in the caller's layout, and of
+    the parameters that are wanted, by layer and direction.
+    """  # fmt: skip
+    layers, directions = len(recurrences), len(recurrences[0])
+    hidden_size, dtype = grad_h0.shape[-1], grad_h0.dtype
+    # Below the lowest layer of which something is wanted there is nothing to do.
+    lowest = 0
+    if not (x_wanted or states_wanted):
+        lowest = next((layer for layer in range(layers) if any(wanted[layer])), layers)
+    parameters: list[list[dict[str, Array]]] = [[{} for _ in range(directions)] for _ in range(layers)]
+    grad_x = None
+    for layer in range(layers - 1, lowest - 1, -1):
+        x = recurrences[layer][0].x
+        if layer and drop is not None:
+            x = drop(layer - 1, x, _like(x))
+        of_grad, of_grad_c = halves(directions, hidden_size, grad), halves(directions, hidden_size, grad_c)
+        calls, grads_x = [], []
+        for direction, forward in enumerate(recurrences[layer]):
+            index = layer * directions + direction
+            if layer > lowest:
+                grads_x.append(_like(x))
+            elif x_wanted:
+                grads_x.append(_memory.empty(layout.shape(*x.shape), dtype))
+            calls.append(
+                make_backward(
+                    forward if x is forward.x else replace(forward, x=x),
+                    of_grad[direction],
+                    None if grad_h_n is None else grad_h_n[index],
+                    None if grad_c_n is None else grad_c_n[index],
+                    None if not grads_x else grads_x[-1] if layer > lowest else layout.time_major(grads_x[-1]),
+                    grad_h0[index],
+                    None if grad_c0 is None else grad_c0[index],
+                    wanted[layer][direction],
+                    of_grad_c[direction],
+                )
+            )
+        backend.backward(calls, threads)
+        grad_c = None  # it is the last layer's
+        for direction, call in enumerate(calls):
+            for name in PARAMETERS:
+                if name in wanted[layer][direction]:
+                    parameters[layer][direction][name] = getattr(call, f"grad_{name}")
+        if len(grads_x) == 2:  # computed apart and added, as the contract has it
+            np.add(grads_x[0], grads_x[1], out=grads_x[0])
+        grad = grad_x = grads_x[0] if grads_x else None
+        if layer > lowest and drop is not None and grad is not None:
+            drop(layer - 1, grad, grad)
+    return (grad_x if x_wanted else None), parameters

@@ -1,0 +1,352 @@
+"""A call of the backend on tensors: memory is shared, not copied.
+
+Modules, ops and what they differentiate with all come down to the two methods of `Call`. Tensors that come here are
+dense, on the CPU and of one dtype, float32 or float64; their shapes fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _backend, _memory, _stack
+from .._contract import (
+    PARAMETERS,
+    STATE_RULE,
+    TIME_MAJOR,
+    Array,
+    Cell,
+    Forward,
+    Layout,
+    Ragged,
+    Resets,
+    Weights,
+    check_grad_sequence,
+    check_ragged,
+    check_resets,
+    check_sequence,
+    check_state,
+    check_threads,
+)
+from .._dropout import drop
+
+Tensor = torch.Tensor
+
+
+class _Step(Layout):
+    """What a cell is given: one step of every row, [B, *]."""
+
+    def time_major(self, array: Array) -> Array:
+        return array[np.newaxis]
+
+    def outer(self, array: Array) -> Array:
+        result: Array = array[0]
+        return result
+
+    def shape(self, seq_len: int, batch_size: int, *features: int) -> tuple[int, ...]:
+        return batch_size, *features
+
+    def state(self, array: Array) -> Array:
+        result: Array = array[0]
+        return result
+
+
+# How the sequences of a call lie. A PackedSequence is turned into a flat one, and its result back.
+LAYOUTS = {
+    "time_major": TIME_MAJOR,
+    "batch_first": Layout(batch_first=True, unbatched=False),
+    "unbatched": Layout(batch_first=False, unbatched=True),
+    "packed": Layout(batch_first=False, unbatched=False, flat=True),
+    "step": _Step(batch_first=False, unbatched=False),
+}
+
+
+def to_array(tensor: Tensor) -> Array:
+    """The tensor's memory."""
+    try:
+        array: Array = tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
+    except RuntimeError:  # a view whose elements are to be negated
+        array = tensor.detach().resolve_neg().numpy()
+    return array
+
+
+to_tensor = torch.from_numpy
+
+
+def threads_of(threads: Any) -> int:
+    """As many as were asked for, or else as both torch and hotloop allow."""
+    if threads is not None:
+        return check_threads(threads)
+    return min(torch.get_num_threads(), _backend.threads_of(None))
+
+
+def _optional(tensor: Tensor | None) -> Array | None:
+    return None if tensor is None else to_array(tensor)
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which rows have how many steps, and where the state is reset."""
+
+    ragged: Ragged | None
+    marks: list[Resets | None]
+    gather: Array | None = None  # packed: where each row of the flat sequence lies in data
+    scatter: Array | None = None  # and the other way round
+
+
+def _unpacked(batch_sizes: Array, unsorted: Array | None, directions: int) -> Rows:
+    """The rows of a PackedSequence in the order of the batch, so states need not be permuted."""
+    steps, count = len(batch_sizes), int(batch_sizes[0])
+    lengths = np.searchsorted(-batch_sizes, -np.arange(count), side="left").astype(np.int64)  # of the sorted rows
+    rows = np.arange(count) if unsorted is None else unsorted
+    lengths = lengths[rows]
+    offsets = np.zeros(count + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    starts = np.cumsum(batch_sizes) - batch_sizes
+    gather = (starts + rows[:, np.newaxis])[np.arange(steps) < lengths[:, np.newaxis]]
+    scatter = np.empty_like(gather)
+    scatter[gather] = np.arange(len(gather))
+    return Rows(Ragged(lengths, offsets, steps), [None] * directions, gather, scatter)
+
+
+@dataclass(slots=True)
+class Call:
+    """All that a call is beside the tensors that may have gradients."""
+
+    cell: Cell
+    layers: int
+    directions: int
+    hidden_size: int
+    bias: bool
+    layout: str
+    dropout: float = 0.0
+    return_states: bool = False
+    threads: int | None = None
+    lengths: Any = None
+    resets: Any = None
+    batch_sizes: Tensor | None = None
+    unsorted: Tensor | None = None
+    seed: Any = None  # of dropout, an integer, in an op's arguments a tensor; None: nothing is dropped
+    batch_size: Any = None  # packed, where it has to be known without the sizes
+    _rows: Rows | None = field(default=None, repr=False)
+
+    def rows(self, x: Array) -> Rows:
+        """`x` as the caller has it."""
+        if self._rows is None:
+            layout = LAYOUTS[self.layout]
+            if self.batch_sizes is not None:
+                self._rows = _unpacked(
+                    to_array(self.batch_sizes), None if self.unsorted is None else to_array(self.unsorted),
+                    self.directions,
+                )  # fmt: skip
+            else:
+                sequence = layout.time_major(x)
+                ragged = None if self.lengths is None else check_ragged(sequence, layout, self.lengths, None)
+                marks: list[Resets | None] = [None] * self.directions
+                if self.resets is not None:
+                    first = marks[0] = check_resets(sequence, layout, self.resets, "zeros", copy=True)
+                    if self.directions == 2 and first is not None:
+                        marks[1] = first.of_reverse(ragged)
+                self._rows = Rows(ragged, marks)
+        return self._rows
+
+    def freeze(self, x: Array) -> None:
+        """Keep copies of what callers overwrite in the next step."""
+        rows = self.rows(x)
+        if self.lengths is not None:
+            self.lengths = None if rows.ragged is None else to_tensor(rows.ragged.lengths)
+        if rows.marks[0] is not None:
+            self.resets = to_tensor(LAYOUTS[self.layout].outer(rows.marks[0].at))
+
+    def _sequence(self, tensor: Tensor, rows: Rows) -> Array:
+        """[T, B, *], as backends can use it."""
+        array, layout = to_array(tensor), LAYOUTS[self.layout]
+        if rows.gather is not None:
+            return layout.time_major(_gathered(array, rows.gather))
+        if self.layout == "step":
+            return np.ascontiguousarray(array)[np.newaxis]
+        return check_sequence(
+            array, array.shape[-1], array.dtype, batch_first=layout.batch_first, flat=False
+        )[0]  # fmt: skip
+
+    def _state(self, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Array | None:
+        """[layers*directions, B, H], contiguous."""
+        if tensor is None:
+            return None
+        array, layout = to_array(tensor), LAYOUTS[self.layout]
+        if self.layout == "step":
+            array = array[np.newaxis]
+        return check_state(name, array, STATE_RULE, shape, array.dtype, layout.unbatched)
+
+    def _drop(self) -> _stack.Drop | None:
+        return None if self.seed is None else partial(drop, self.dropout, self.seed)
+
+    def weights(self, tensors: Sequence[Tensor]) -> list[list[Weights]]:
+        """By layer and direction, of tensors in torch's order."""
+        arrays = [np.ascontiguousarray(to_array(tensor)) for tensor in tensors]
+        dtype, hidden_size, each = arrays[0].dtype, self.hidden_size, 4 if self.bias else 2
+        made = []
+        for first in range(0, len(arrays), each):
+            weight_ih, weight_hh = arrays[first : first + 2]
+            bias_ih, bias_hh = arrays[first + 2 : first + 4] if self.bias else (None, None)
+            made.append(
+                Weights(
+                    self.cell, dtype, weight_ih.shape[1], hidden_size, weight_ih, weight_hh, bias_ih, bias_hh
+                )
+            )  # fmt: skip
+        return [made[first : first + self.directions] for first in range(0, len(made), self.directions)]
+
+    def forward(
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Sequence[Weights]],
+        packed: Sequence[Sequence[Any]] | None,
+        training: bool,
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
+        """output, h_n, c_n and c, those that there are; and in training what backward needs besides."""
+        given = to_array(x)
+        layout, dtype, hidden_size, directions = LAYOUTS[self.layout], given.dtype, self.hidden_size, self.directions
+        rows = self.rows(given)
+        sequence = self._sequence(x, rows)
+        batch_size = sequence.shape[1]
+        if rows.gather is not None:
+            assert rows.ragged is not None
+            batch_size = len(rows.ragged.lengths)
+        shape = *sequence.shape[:2], directions * hidden_size
+        states = (self.layers * directions, batch_size, hidden_size)
+        output = _memory.empty(layout.shape(*shape), dtype)
+        c = _memory.empty(layout.shape(*shape), dtype) if self.return_states else None
+        h_n = np.empty(states, dtype)
+        c_n = np.empty(states, dtype) if self.cell.has_c else None
+        recurrences = _stack.run_forward(
+            _backend.active(), threads_of(self.threads), weights, packed, sequence, self._state("h0", h0, states),
+            self._state("c0", c0, states), layout.time_major(output), None if c is None else layout.time_major(c), h_n,
+            c_n, rows.ragged, rows.marks, self._drop(), training,
+        )  # fmt: skip
+        saved: list[Array | None] = []
+        for layer, of_layer in enumerate(recurrences):
+            last = layer == self.layers - 1
+            for args in of_layer:
+                saved += [args.gates, None if last and self.return_states else args.c]
+            if not last:
+                saved.append(recurrences[layer + 1][0].x)
+        results: list[Array | None] = [output, layout.state(h_n), None if c_n is None else layout.state(c_n), c]
+        if rows.scatter is not None:
+            saved += [output, c] if training else []
+            results[0], results[3] = _taken(output, rows.scatter), _taken(c, rows.scatter)
+        return (
+            [None if array is None else to_tensor(array) for array in results],
+            [to_tensor(array) for array in saved if array is not None],
+        )
+
+    def backward(
+        self,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        grad_c: Tensor | None,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Sequence[Weights]],
+        output: Tensor | None,
+        c: Tensor | None,
+        saved: Sequence[Tensor],
+        wanted: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """The gradients of x, h0, c0 and of the weights, those that are wanted. Of the results backward needs output
+        and c, where that is one.
+        """  # fmt: skip
+        rows, layout = self.rows(to_array(x)), LAYOUTS[self.layout]
+        sequence = self._sequence(x, rows)
+        dtype, hidden_size, directions = sequence.dtype, self.hidden_size, self.directions
+        batch_size = sequence.shape[1] if rows.gather is None or rows.ragged is None else len(rows.ragged.lengths)
+        states = (self.layers * directions, batch_size, hidden_size)
+        grad_h0 = np.empty(states, dtype)
+        grad_c0 = np.empty(states, dtype) if self.cell.has_c else None
+        shape = *sequence.shape[:2], directions * hidden_size
+        recurrences = self._saved(
+            sequence, self._state("h0", h0, states), self._state("c0", c0, states), weights,
+            output, c, [to_array(tensor) for tensor in saved], rows, grad_h0, grad_c0,
+        )  # fmt: skip
+        grads = [
+            check_grad_sequence(
+                name, _taken(_optional(grad), rows.gather), layout, shape, "num_directions*hidden_size", dtype
+            )
+            for name, grad in (("grad_output", grad_output), ("grad_c", grad_c))
+        ]
+        each, flags = 4 if self.bias else 2, wanted[3:]
+        names = [
+            [name for name, flag in zip(PARAMETERS, flags[first : first + each], strict=False) if flag]
+            for first in range(0, len(flags), each)
+        ]
+        grad_x, parameters = _stack.run_backward(
+            _backend.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
+            self._state("grad_h_n", grad_h_n, states), self._state("grad_c_n", grad_c_n, states), grads[1], grad_h0,
+            grad_c0, wanted[0], wanted[1] or wanted[2],
+            [names[first : first + directions] for first in range(0, len(names), directions)],
+        )  # fmt: skip
+        results: list[Array | None] = [
+            _taken(grad_x, rows.scatter),
+            layout.state(grad_h0) if wanted[1] else None,
+            layout.state(grad_c0) if wanted[2] and grad_c0 is not None else None,
+        ]
+        for of_layer in parameters:
+            for of_direction in of_layer:
+                results += [of_direction.get(name) for name in PARAMETERS[:each]]
+        return [None if array is None else to_tensor(array) for array in results]
+
+    def _saved(
+        self, x: Array, h0: Array | None, c0: Array | None, weights: Sequence[Sequence[Weights]],
+        output: Tensor | None, c: Tensor | None, saved: list[Array], rows: Rows, like_h: Array, like_c: Array | None,
+    ) -> list[list[Forward]]:  # fmt: skip
+        """What forward saved, in its order. Of h_n and c_n backward sees the shape only: that of `like_h`."""
+        layout, cell, hidden_size = LAYOUTS[self.layout], self.cell, self.hidden_size
+        if rows.gather is not None:
+            last_c = layout.time_major(saved.pop()) if self.return_states else None
+            last = layout.time_major(saved.pop())
+        else:
+            assert output is not None
+            last = layout.time_major(to_array(output))
+            last_c = layout.time_major(to_array(c)) if self.return_states and c is not None else None
+        pieces = iter(saved)
+        made: list[list[Forward]] = []
+        for layer, of_layer in enumerate(weights):
+            top = layer == self.layers - 1
+            halves_c = _stack.halves(self.directions, hidden_size, last_c if top else None)
+            kept = []
+            for half_c in halves_c:
+                gates = next(pieces) if cell.saved else None
+                kept.append((gates, next(pieces) if cell.has_c and half_c is None else half_c))
+            sequence = last if top else next(pieces)
+            halves = _stack.halves(self.directions, hidden_size, sequence)
+            calls = []
+            for direction, (half, (gates, every_c)) in enumerate(zip(halves, kept, strict=True)):
+                index = layer * self.directions + direction
+                calls.append(
+                    Forward(
+                        of_layer[direction], None, direction == 1, x, None if h0 is None else h0[index],
+                        None if c0 is None else c0[index], half, like_h[index],
+                        None if like_c is None else like_c[index], gates, every_c, rows.ragged, rows.marks[direction],
+                    )
+                )  # fmt: skip
+            made.append(calls)
+            x = sequence
+        return made
+
+
+def _gathered(array: Array, index: Array) -> Array:
+    """The rows of a sequence in the order of `index`."""
+    taken = _memory.empty(array.shape, array.dtype)
+    return np.take(array, index, axis=0, out=taken, mode="clip")  # "raise" goes through a buffer
+
+
+def _taken(array: Array | None, index: Array | None) -> Array | None:
+    return array if array is None or index is None else _gathered(array, index)

@@ -1,0 +1,131 @@
+"""A module's weights as backends take them, and packed: kept from call to call, and never stale.
+
+Torch counts the changes of a tensor in its version; but writes through `.data` or through a NumPy array over the same
+memory do not count. So what was packed is used where address, type, shape and version are those it was made at and the
+hash of all bytes is too. Hashing reads the weights once, as the call itself does; packing writes them besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from .. import _backend
+from .._contract import Array, Weights
+from ._bridge import Call
+
+Tensor = torch.Tensor
+
+# Calls of at least so many rows pack anew: that is 3 % of what they do, and nothing is to be kept.
+MANY_ROWS = 256
+
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
+class Kept:
+    """Views of the memory that weights had. It holds that memory, so a tensor at the same address has the same."""
+
+    def __init__(self, call: Call, tensors: Sequence[Tensor]) -> None:
+        self.call = call
+        self.dtype = tensors[0].dtype
+        self.weights: list[list[Weights]] = call.weights(tensors)
+        self._of = [(tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors]
+        self.nbytes = sum(tensor.nbytes for tensor in tensors)
+        self._of_layout: dict[str, Call] = {}
+        self._backend: Any = None
+        self._fingerprint: Any = None
+        self._packed: tuple[Any, Any, Any] = None, None, None  # versions, hash, what was packed
+        self._direct: Any = None
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the tensors are in this memory."""
+        of = self._of
+        if len(tensors) != len(of):
+            return False
+        for tensor, (address, dtype, shape) in zip(tensors, of, strict=True):
+            if type(tensor) not in PLAIN or tensor.data_ptr() != address or tensor.dtype is not dtype:
+                return False
+            if tensor.shape != shape or not tensor.is_contiguous() or tensor.is_neg():
+                return False
+        return True
+
+    def where(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors that it was made of are where they were: 2 us less than `holds`."""
+        return all([tensor.data_ptr() == address for tensor, (address, *_) in zip(tensors, self._of, strict=True)])
+
+    def plain(self, layout: str) -> Call:
+        """A call without anything special: it can be used again."""
+        call = self._of_layout.get(layout)
+        if call is None:
+            call = self._of_layout[layout] = replace(self.call, layout=layout)
+        return call
+
+    def _prepare(self, backend: Any) -> None:
+        """What a backend can do more than it must."""
+        halves = [half for layer in self.weights for half in layer]
+        make, direct = (getattr(backend, name, None) for name in ("fingerprint", "Direct"))
+        self._fingerprint = None if make is None else make(_arrays(self.weights))
+        self._direct = None if direct is None or len(halves) > 1 else direct(halves[0])
+        self._packed = None, None, None
+        self._backend = backend
+
+    @property
+    def direct(self) -> Any:
+        """The one recurrence on addresses, where the backend has such a thing."""
+        if self._backend is not (backend := _backend.active()):
+            self._prepare(backend)
+        return self._direct
+
+    def packed(self, tensors: Sequence[Tensor]) -> Any:
+        """What the backend in use makes of the weights; None where it makes nothing of them."""
+        if self._backend is not (backend := _backend.active()):
+            self._prepare(backend)
+        if self._fingerprint is None:
+            return None
+        versions, hashed, packed = self._packed
+        try:
+            now = [tensor._version for tensor in tensors]
+        except RuntimeError:  # tensors of inference mode have none
+            now = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+        current = self._fingerprint()
+        if versions != now or hashed != current:
+            # The hash is older than what is packed: if the weights are written to meanwhile, the next call sees it.
+            packed = [[backend.pack(half) for half in layer] for layer in self.weights]
+            self._packed = now, current, packed
+        return packed
+
+
+_of_ops: dict[tuple[int, int], tuple[StorageWeakRef, Any, Any, Any]] = {}  # by storage and address of the first weight
+
+
+def of_op(call: Call, tensors: Sequence[Tensor], weights: list[list[Weights]], x: Tensor) -> Any:
+    """Packed weights for an op, which knows no module: kept as long as the memory of the first of them lives."""
+    backend = _backend.active()
+    make = getattr(backend, "fingerprint", None)
+    if make is None or x.numel() >= MANY_ROWS * x.shape[-1] or not all(tensor.is_contiguous() for tensor in tensors):
+        return None
+    storage = tensors[0].untyped_storage()
+    place = storage._cdata, tensors[0].data_ptr()
+    like = backend, call.cell, call.directions, [(tensor.data_ptr(), *_signs(tensor)) for tensor in tensors]
+    hashed = make(_arrays(weights))()
+    entry = _of_ops.get(place)
+    if entry is not None and not entry[0].expired() and entry[1] == like and entry[2] == hashed:
+        return entry[3]
+    for other in [key for key, (memory, *_) in list(_of_ops.items()) if memory.expired()]:
+        _of_ops.pop(other, None)
+    packed = [[backend.pack(half) for half in layer] for layer in weights]
+    _of_ops[place] = StorageWeakRef(storage), like, hashed, packed
+    return packed
+
+
+def _signs(tensor: Tensor) -> tuple[Any, ...]:
+    return -1 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.shape
+
+
+def _arrays(weights: list[list[Weights]]) -> list[Array]:
+    halves = [half for layer in weights for half in layer]
+    return [array for half in halves for array in half[4:] if array is not None]

@@ -1,0 +1,103 @@
+"""One recurrence over sequences that lie one step after the other: what `Call` does, with nothing asked that is known
+already, and made by address. Around the kernels of one step that takes a third of its time.
+"""  # fmt: skip
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .. import _memory
+from ._bridge import Call, threads_of, to_tensor
+from ._packed import MANY_ROWS, Kept
+
+Tensor = torch.Tensor
+
+Sizes = tuple[int, int]  # steps and rows
+_LITTLE = 1 << 13  # elements of a sequence: below, its arrays are none that _memory would keep
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def infer(
+    kept: Kept,
+    tensors: Sequence[Tensor],
+    sizes: Sizes,
+    states: tuple[int, ...],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """output, h_n and c_n, if there is one. `states` is the shape of h_n."""
+    weights, (seq_len, batch_size) = kept.weights[0][0], sizes
+    dtype, few = weights.dtype, seq_len * batch_size < MANY_ROWS
+    packed = kept.packed(tensors)[0][0] if few else None
+    empty = np.empty if seq_len * batch_size * weights.hidden_size < _LITTLE else _memory.empty
+    output, h_n = empty((*x.shape[:-1], weights.hidden_size), dtype), np.empty(states, dtype)
+    c_n = np.empty(states, dtype) if weights.cell.has_c else None
+    kept.direct.infer(
+        packed, seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, _address(resets),
+        threads_of(None),
+    )  # fmt: skip
+    if c_n is None:
+        return to_tensor(output), to_tensor(h_n)
+    return to_tensor(output), to_tensor(h_n), to_tensor(c_n)
+
+
+def forward(
+    call: Call, kept: Kept, sizes: Sizes, x: Tensor, h0: Tensor | None, c0: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, Tensor | None, None], list[Tensor]]:
+    """As `Call.forward` in training."""
+    weights, (seq_len, batch_size) = kept.weights[0][0], sizes
+    cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
+    empty = np.empty if seq_len * batch_size * hidden_size < _LITTLE else _memory.empty
+    states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
+    output, h_n = empty((*x.shape[:-1], hidden_size), dtype), np.empty(states, dtype)
+    c_n = np.empty(states, dtype) if cell.has_c else None
+    gates = empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
+    c = empty((seq_len, batch_size, hidden_size), dtype) if cell.has_c else None
+    kept.direct.forward(
+        seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, gates, c, threads_of(None)
+    )
+    saved = [] if gates is None else [to_tensor(gates)] if c is None else [to_tensor(gates), to_tensor(c)]
+    return (to_tensor(output), to_tensor(h_n), None if c_n is None else to_tensor(c_n), None), saved
+
+
+def backward(
+    call: Call,
+    kept: Kept,
+    sizes: Sizes,
+    upstream: Sequence[Tensor | None],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """As `Call.backward`."""
+    weights, (seq_len, batch_size) = kept.weights[0][0], sizes
+    cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
+    grads = [None if grad is None else grad.resolve_neg().contiguous() for grad in upstream[:3]]
+    empty = np.empty if seq_len * batch_size * hidden_size < _LITTLE else _memory.empty
+    states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
+    grad_x = empty(tuple(x.shape), dtype) if wanted[0] else None
+    grad_h0 = np.empty(states, dtype)
+    grad_c0 = np.empty(states, dtype) if cell.has_c else None
+    of_weights = [
+        np.empty(array.shape, dtype) if flag and array is not None else None
+        for array, flag in zip(weights[4:], wanted[3:] if call.bias else (*wanted[3:], False, False), strict=True)
+    ]
+    kept.direct.backward(
+        seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output.data_ptr(),
+        saved[0].data_ptr() if cell.saved else 0, saved[1].data_ptr() if cell.has_c else 0,
+        (_address(grads[0]), _address(grads[1]), _address(grads[2])), grad_x, of_weights, grad_h0, grad_c0,
+        threads_of(None),
+    )  # fmt: skip
+    results = [grad_x, grad_h0 if wanted[1] else None, grad_c0 if wanted[2] else None, *of_weights]
+    return [None if array is None else to_tensor(array) for array in results[: len(wanted)]]
