@@ -18,6 +18,8 @@ from ._bridge import LAYOUTS, Call, to_array
 
 Tensor = torch.Tensor
 
+_is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+
 _CALL = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? resets, Tensor? batch_sizes, "
     "Tensor? unsorted, Tensor? seed, str cell, int layers, int directions, bool bias, str layout, SymInt batch_size, "
@@ -247,8 +249,9 @@ class Recurrence(torch.autograd.Function):
         grad_output, grad_h_n, *more = grads
         grad_c_n = more.pop(0) if call.cell.has_c else None
         upstream = grad_output, grad_h_n, grad_c_n, more[0] if more else None
-        if any(grad is not None and _batched(grad) for grad in upstream):  # torch's own operations can do that
-            return None, None, None, *_double.once(call, [x, h0, c0, *weights], upstream, wanted)
+        for grad in upstream:  # many at once, as in torch.func.vmap and with `is_grads_batched`
+            if grad is not None and (_is_batched(grad) or _is_legacy_batched(grad)):
+                return None, None, None, *_double.once(call, [x, h0, c0, *weights], upstream, wanted)
         if torch.is_grad_enabled():  # for a gradient of the gradient
             of_x, of_h0, of_c0, of_weights = torch.ops.hotloop.backward(
                 x, h0, c0, weights, *arguments(call), *upstream, _or_empty(output, x), _or_empty(c, x), saved, wanted
@@ -262,11 +265,6 @@ class Recurrence(torch.autograd.Function):
         else:
             results = call.backward(*upstream, x, h0, c0, ctx.kept.weights, output, c, saved, wanted)
         return None, None, None, *results
-
-
-def _batched(grad: Tensor) -> bool:
-    """Whether it stands for many gradients, as in torch.func.vmap and with `is_grads_batched`."""
-    return bool(torch._C._functorch.is_batchedtensor(grad) or torch._C._functorch.is_legacy_batchedtensor(grad))
 
 
 def _saved(ctx: Any) -> list[Any]:
