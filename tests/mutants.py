@@ -1986,7 +1986,7 @@ TORCH = [
     ),
     Mutant(
         "torch-hash-one-sum",
-        "csrc/kernels/hash.h",
+        "csrc/kernels/hash_block.h",
         "keys + at + hotloop::kHashShift",
         "keys + at",
         "both sums are the same",

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "backward.h"
-#include "hash.h"
+#include "hash_block.h"
 #include "probe.h"
 
 namespace {

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -302,15 +303,12 @@ def _check_outputs(
 def _report(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     page = options.out or (None if options.markdown else Path("report.html"))
     _check_outputs(parser, {"--out": page, "--markdown": options.markdown}, options.runs)
-    if page is not None:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            print(
-                'hotloop report needs matplotlib for figures: install the extra "bench", or write --markdown alone',
-                file=sys.stderr,
-            )
-            return 2
+    if page is not None and find_spec("matplotlib") is None:
+        print(
+            'hotloop report needs matplotlib for figures: install the extra "bench", or write --markdown alone',
+            file=sys.stderr,
+        )
+        return 2
     from .bench import joined, markdown
     from .bench.files import DAMAGE, FileError, told
 
@@ -387,14 +385,13 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
     names = [options.base, options.head, *(options.confirm or ())]
     if not all(names):
         parser.exit(2, "hotloop compare: error: BASE and HEAD: expected a revision, a folder or files, got ''\n")
-    outputs = {"--markdown": options.markdown, "--json": options.json}
-    _check_outputs(parser, outputs)
     try:
         kinds = [pytest_json.is_json(name) for name in names[:2]]
-        if any(kinds):
-            if not all(kinds):
-                raise SideError("one side is JSON of pytest-benchmark and the other is not")
-            _check_outputs(parser, outputs, [path for name in names for path in pytest_json.files(name)])
+        if any(kinds) and not all(kinds):
+            raise SideError("one side is JSON of pytest-benchmark and the other is not")
+        files = [path for name in names for path in pytest_json.files(name)] if any(kinds) else []
+        _check_outputs(parser, {"--markdown": options.markdown, "--json": options.json}, files)
+        if files:
             confirm = (options.confirm[0], options.confirm[1]) if options.confirm else None
             try:
                 record = pytest_json.run(options.base, options.head, command, confirm)
@@ -452,9 +449,7 @@ def _history(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     from .bench import history
     from .bench.files import DAMAGE, FileError, told
 
-    try:
-        import ruptures  # noqa: F401
-    except ImportError:
+    if find_spec("ruptures") is None:
         print(
             'hotloop history needs ruptures: install the extra "history", as `pip install ".[bench,history]"`',
             file=sys.stderr,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import _cells
 from .._contract import Cell
@@ -31,27 +30,14 @@ def backward(
     """  # fmt: skip
     again = torch.is_grad_enabled()  # a third time
     with torch.enable_grad():
-        first: Sequence[Tensor | None] = ()
-        with temporarily_clear_interpreter_stack():  # of torch.func: `grads` may stand for many at once, nothing else
+        with _outside_transforms():
             inputs = [_variable(tensor, again) for tensor in inputs]
             upstream = [_variable(tensor, again) for tensor in upstream]
-            results = forward(call, inputs)
-            pairs = [(one, up) for one, up in zip(results, upstream, strict=True) if one is not None and up is not None]
-            triples = zip(inputs, wanted, grads, strict=True)
-            chosen = [(one, grad) for one, flag, grad in triples if flag and one is not None and grad is not None]
-            if pairs and chosen:
-                first = torch.autograd.grad(
-                    [one for one, _ in pairs], [one for one, _ in chosen], [up for _, up in pairs],
-                    create_graph=True, allow_unused=True,
-                )  # fmt: skip
+            pairs = _both(forward(call, inputs), upstream)
+            chosen = _both(inputs, [grad if flag else None for grad, flag in zip(grads, wanted, strict=True)])
+            first = _grad(pairs, [one for one, _ in chosen], True)
         variables = [tensor for tensor in (*upstream, *inputs) if tensor is not None]
-        found: Sequence[Tensor | None] = [None] * len(variables)
-        ends = [(one, chosen[index][1]) for index, one in enumerate(first) if one is not None]
-        if ends:
-            found = torch.autograd.grad(
-                [one for one, _ in ends], variables, [grad for _, grad in ends], create_graph=again,
-                allow_unused=True,
-            )  # fmt: skip
+        found = _grad(_both(first, [grad for _, grad in chosen]), variables, again)
     left = iter(found)
     of_upstream = [None if one is None else next(left) for one in upstream]
     return of_upstream, [None if one is None else next(left) for one in inputs]
@@ -63,17 +49,32 @@ def once(
     """The gradients of the inputs that are wanted, where one upstream stands for many at once."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        with temporarily_clear_interpreter_stack():  # of torch.func, which the forward pass has no part in
+        with _outside_transforms():
             inputs = [_variable(tensor, again) for tensor in inputs]
             results = forward(call, inputs)
-        pairs = [(one, up) for one, up in zip(results, upstream, strict=True) if one is not None and up is not None]
         chosen = [tensor for tensor, flag in zip(inputs, wanted, strict=True) if flag and tensor is not None]
-        found = iter(
-            torch.autograd.grad(
-                [one for one, _ in pairs], chosen, [up for _, up in pairs], create_graph=again, allow_unused=True
-            )
-        )
+        found = iter(_grad(_both(results, upstream), chosen, again))
     return [next(found) if flag and one is not None else None for one, flag in zip(inputs, wanted, strict=True)]
+
+
+def _outside_transforms() -> Any:
+    """Out of those of torch.func: of what is computed here only the gradients given may stand for many at once."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
+def _both(ones: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of which both are there."""
+    return [(one, other) for one, other in zip(ones, others, strict=True) if one is not None and other is not None]
+
+
+def _grad(pairs: Sequence[tuple[Tensor, Tensor]], of: Sequence[Tensor], connected: bool) -> Sequence[Tensor | None]:
+    """The gradients of the variables `of`, from pairs of a result and its upstream gradient."""
+    if not pairs or not of:
+        return [None] * len(of)
+    ones, upstream = zip(*pairs, strict=True)
+    return torch.autograd.grad(ones, of, upstream, create_graph=connected, allow_unused=True)
 
 
 def _variable(tensor: Tensor | None, connected: bool) -> Tensor | None:

@@ -258,7 +258,7 @@ class Recurrence(torch.autograd.Function):
             )
             every = of_x, of_h0, of_c0, *of_weights
             return None, None, None, *(grad if flag else None for grad, flag in zip(every, wanted, strict=True))
-        if not ctx.kept.where(weights):  # as after share_memory_(), which frees the memory they had
+        if not ctx.kept.unmoved(weights):  # as after share_memory_(), which frees the memory they had
             results = call.backward(*upstream, x, h0, c0, call.weights(weights), output, c, saved, wanted)
         elif ctx.sizes is not None and ctx.kept.direct is not None:  # None: another backend has been chosen since
             results = _single.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)

@@ -53,7 +53,7 @@ class Kept:
                 return False
         return True
 
-    def where(self, tensors: Sequence[Tensor]) -> bool:
+    def unmoved(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors that it was made of are where they were: 2 us less than `holds`."""
         return all([tensor.data_ptr() == address for tensor, (address, *_) in zip(tensors, self._of, strict=True)])
 

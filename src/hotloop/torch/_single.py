@@ -5,6 +5,7 @@ already, and made by address. Around the kernels of one step that takes a third 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,11 @@ from ._packed import MANY_ROWS, Kept
 Tensor = torch.Tensor
 
 Sizes = tuple[int, int]  # steps and rows
-_LITTLE = 1 << 13  # elements of a sequence: below, its arrays are none that _memory would keep
+
+
+def _allocator(sizes: Sizes, hidden_size: int) -> Any:
+    """np.empty for so little that asking `_memory`, 0.5 us an array, is not worth it: in float32 it would keep none."""
+    return np.empty if sizes[0] * sizes[1] * hidden_size < 1 << 13 else _memory.empty
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -37,7 +42,7 @@ def infer(
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     dtype, few = weights.dtype, seq_len * batch_size < MANY_ROWS
     packed = kept.packed(tensors)[0][0] if few else None
-    empty = np.empty if seq_len * batch_size * weights.hidden_size < _LITTLE else _memory.empty
+    empty = _allocator(sizes, weights.hidden_size)
     output, h_n = empty((*x.shape[:-1], weights.hidden_size), dtype), np.empty(states, dtype)
     c_n = np.empty(states, dtype) if weights.cell.has_c else None
     kept.direct.infer(
@@ -55,7 +60,7 @@ def forward(
     """As `Call.forward` in training."""
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
-    empty = np.empty if seq_len * batch_size * hidden_size < _LITTLE else _memory.empty
+    empty = _allocator(sizes, hidden_size)
     states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
     output, h_n = empty((*x.shape[:-1], hidden_size), dtype), np.empty(states, dtype)
     c_n = np.empty(states, dtype) if cell.has_c else None
@@ -84,7 +89,7 @@ def backward(
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
     grads = [None if grad is None else grad.resolve_neg().contiguous() for grad in upstream[:3]]
-    empty = np.empty if seq_len * batch_size * hidden_size < _LITTLE else _memory.empty
+    empty = _allocator(sizes, hidden_size)
     states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
     grad_x = empty(tuple(x.shape), dtype) if wanted[0] else None
     grad_h0 = np.empty(states, dtype)
