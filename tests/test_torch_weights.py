@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torched import make, states_of, twins
 
 import hotloop.torch
-from hotloop.torch import _ops, _packed
+from hotloop._contract import CELLS, check_weights
+from hotloop.torch import _bridge, _ops, _packed
 
 native = pytest.importorskip("hotloop._native", reason="only the native backend packs weights")
+
+
+class AsOp(TorchDispatchMode):
+    """Calls go through the ops where something looks at them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 def ones(module):
@@ -223,6 +234,40 @@ def test_an_op_keeps_weights_while_they_live(packings):
     assert len(_packed._of_ops) <= count
 
 
+def test_what_an_op_packed_goes_with_the_weights(monkeypatch):
+    """At the latest when the next is packed. Views at ever other places in one memory are bounded in number."""
+    made, pack = [], native.pack
+
+    def recorded(weights):
+        packed = pack(weights)
+        made.append(weakref.ref(packed))
+        return packed
+
+    def alive():
+        gc.collect()
+        return [packed() is not None for packed in made]
+
+    monkeypatch.setattr(native, "pack", recorded)
+    monkeypatch.setattr(_packed, "MOST_OF_OPS", 4)
+    module, x = make("GRU", 5, 6), torch.randn(2, 3, 5)
+    memory = torch.randn(1000)
+    with torch.no_grad(), AsOp():
+        first = {name: torch.randn_like(value) for name, value in module.named_parameters()}
+        torch.func.functional_call(module, first, (x,))
+        torch.func.functional_call(module, first, (x,))
+        assert alive() == [True]
+        del first
+        for start in range(10):
+            assert len(made) < 2 or not made[0](), "what was packed outlives the weights"
+            views = {n: memory[start : start + p.numel()].view(p.shape) for n, p in module.named_parameters()}
+            torch.func.functional_call(module, views, (x,))
+            gc.collect()
+        found = alive()
+        assert len(found) == 11
+        assert found[:7] == [False] * 7
+        assert found[7:] == [True] * 4
+
+
 def test_parameters_are_let_go():
     """`to` and the like free what the parameters were in."""
     module, x = make("GRU", 5, 6), torch.randn(2, 3, 5)
@@ -326,6 +371,100 @@ def test_other_backends_keep_nothing(backend):
         restore()
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x))
+
+
+class Moments:
+    """What another thread may do while weights are hashed and packed: called before and after each step of that."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.actions = 0, {}
+        fingerprint, pack = native.fingerprint, native.pack
+        monkeypatch.setattr(native, "pack", self.around(pack))
+        monkeypatch.setattr(
+            native, "fingerprint", self.around(lambda arrays: self.around(fingerprint(arrays)))
+        )  # fmt: skip
+
+    def around(self, function):
+        def run(*arguments):
+            self.pass_by()
+            result = function(*arguments)
+            self.pass_by()
+            return result
+
+        return run
+
+    def pass_by(self):
+        self.count += 1
+        self.actions.get(self.count, lambda: None)()
+
+    def begin(self, actions):
+        self.count, self.actions = 0, actions
+
+
+@pytest.mark.parametrize("through", ["module", "op"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_weights_that_are_exchanged_and_put_back_meanwhile(kind, through, monkeypatch):
+    """As an average of weights is, for an evaluation, while another thread serves: the next call is right, at whatever
+    moments that happens.
+    """  # fmt: skip
+    moments = Moments(monkeypatch)
+    module = make(kind, 5, 6, *[2] * (kind == "GRU"))
+    weights = list(module.parameters())
+    own = [weight.detach().clone() for weight in weights]
+    x = torch.randn(2, 3, 5)
+
+    def put(values):
+        for weight, value in zip(weights, values, strict=True):
+            weight.data.copy_(value)
+
+    def run():
+        with AsOp() if through == "op" else contextlib.nullcontext():
+            return module(x)[0]
+
+    def run_packing(actions):
+        with torch.no_grad():
+            weights[0].add_(0)  # a change that counts
+            moments.begin(actions)
+            result = run()
+            moments.actions = {}
+            return result
+
+    run_packing({})
+    want, last = run_packing({}), moments.count
+    assert last >= 6
+    for first in range(1, last + 1):
+        for second in range(first + 1, last + 1):
+            run_packing({first: lambda: put([value + 0.25 for value in own]), second: lambda: put(own)})
+            with torch.no_grad():
+                torch.testing.assert_close(run(), want, rtol=0, atol=0, msg=f"exchanged at {first}, back at {second}")
+
+
+def test_weights_that_are_assigned_to_while_views_are_made(monkeypatch):
+    """What is kept of one memory does not stand for another."""
+    ours, theirs = twins("GRU", 5, 6)
+    x = torch.randn(2, 3, 5)
+    weights = _bridge.Call.weights
+
+    def assign(call, tensors):
+        made = weights(call, tensors)
+        data_assignment(ours)
+        return made
+
+    with torch.no_grad():
+        monkeypatch.setattr(_bridge.Call, "weights", assign)
+        ours(x)
+        monkeypatch.setattr(_bridge.Call, "weights", weights)
+        theirs.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_packed_weights_do_not_need_those_they_were_made_of(rng):
+    """They may be a copy that is gone."""
+    weights = check_weights(CELLS["gru"], *(rng.standard_normal(s) for s in ((18, 5), (18, 6), 18, 18)))
+    packed = native.pack(weights)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        assert getattr(packed.struct, name) == native.ffi.NULL
+    assert packed.struct.packed != native.ffi.NULL
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN_TANH"])

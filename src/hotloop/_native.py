@@ -376,4 +376,5 @@ def pack(weights: Weights) -> Packed:
     packed = buffer[start : start + size]
     if status := lib.hotloop_pack(target, _from_buffer(packed), size):
         _fail(status)
+    target.weight_ih = target.weight_hh = target.bias_ih = target.bias_hh = _NULL  # they may go before what was packed
     return Packed(packed, target)

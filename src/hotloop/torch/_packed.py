@@ -3,6 +3,10 @@
 Torch counts the changes of a tensor in its version; but writes through `.data` or through a NumPy array over the same
 memory do not count. So what was packed is used where address, type, shape and version are those it was made at and the
 hash of all bytes is too. Hashing reads the weights once, as the call itself does; packing writes them besides.
+
+Another thread may write to the weights at any time. So what is packed, and hashed, is a copy that no one else has: the
+hash that is kept is that of the very bytes that were packed, whatever the weights held meanwhile. Were the weights
+themselves hashed and then packed, writes in between that are undone later would leave what was packed stale for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import _backend
+from .. import _backend, _memory
 from .._contract import Array, Weights
 from ._bridge import Call
 
@@ -23,6 +27,9 @@ Tensor = torch.Tensor
 # Calls of at least so many rows pack anew: that is 3 % of what they do, and nothing is to be kept.
 MANY_ROWS = 256
 
+# Ops keep what was packed for so many first weights at most: views at ever other places in one storage are as many.
+MOST_OF_OPS = 256
+
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
@@ -30,6 +37,7 @@ class Kept:
     """Views of the memory that weights had. It holds that memory, so a tensor at the same address has the same."""
 
     def __init__(self, call: Call, tensors: Sequence[Tensor]) -> None:
+        tensors = [tensor.detach() for tensor in tensors]  # of one moment: `.data` may be assigned to by another thread
         self.call = call
         self.dtype = tensors[0].dtype
         self.weights: list[list[Weights]] = call.weights(tensors)
@@ -91,11 +99,9 @@ class Kept:
             now = [tensor._version for tensor in tensors]
         except RuntimeError:  # tensors of inference mode have none
             now = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
-        current = self._fingerprint()
-        if versions != now or hashed != current:
-            # The hash is older than what is packed: if the weights are written to meanwhile, the next call sees it.
-            packed = [[backend.pack(half) for half in layer] for layer in self.weights]
-            self._packed = now, current, packed
+        if versions != now or hashed != self._fingerprint():
+            hashed, packed = _hashed_and_packed(backend, self.weights)
+            self._packed = now, hashed, packed
         return packed
 
 
@@ -115,11 +121,33 @@ def of_op(call: Call, tensors: Sequence[Tensor], weights: list[list[Weights]], x
     entry = _of_ops.get(place)
     if entry is not None and not entry[0].expired() and entry[1] == like and entry[2] == hashed:
         return entry[3]
-    for other in [key for key, (memory, *_) in list(_of_ops.items()) if memory.expired()]:
-        _of_ops.pop(other, None)
-    packed = [[backend.pack(half) for half in layer] for layer in weights]
+    hashed, packed = _hashed_and_packed(backend, weights)
+    _let_go()
     _of_ops[place] = StorageWeakRef(storage), like, hashed, packed
     return packed
+
+
+def _let_go() -> None:
+    """Forget what was packed of weights that are gone, and the oldest where there are too many."""
+    for place, (memory, *_) in list(_of_ops.items()):
+        if memory.expired():
+            _of_ops.pop(place, None)
+    for place in list(_of_ops)[: 1 - MOST_OF_OPS]:
+        _of_ops.pop(place, None)
+
+
+def _hashed_and_packed(backend: Any, weights: list[list[Weights]]) -> tuple[Any, Any]:
+    """A hash, and what was packed, of the same bytes."""
+    copies = [[Weights(*half[:4], *map(_copied, half[4:])) for half in layer] for layer in weights]
+    return backend.fingerprint(_arrays(copies))(), [[backend.pack(half) for half in layer] for layer in copies]
+
+
+def _copied(array: Any) -> Any:
+    if array is None:
+        return None
+    copy = _memory.empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def _signs(tensor: Tensor) -> tuple[Any, ...]:
