@@ -1,7 +1,7 @@
 """A call of the backend on tensors: memory is shared, not copied.
 
 Modules, ops and what they differentiate with all come down to the two methods of `Call`. Tensors that come here are
-dense, on the CPU and of one dtype, float32 or float64; their shapes fit.
+dense and on the CPU; `_modules` or `_shapes` has seen that their dtypes and shapes fit.
 """
 
 from __future__ import annotations
@@ -66,13 +66,35 @@ LAYOUTS = {
 }
 
 
+_TYPES = {
+    torch.float32: ("<f4", 4), torch.float64: ("<f8", 8), torch.int64: ("<i8", 8), torch.bool: ("|b1", 1),
+}  # fmt: skip
+
+
+class _Memory:
+    """A tensor's memory, as NumPy asks for it, kept as long as the array that is made of it."""
+
+    __slots__ = ("__array_interface__", "storage")
+
+
 def to_array(tensor: Tensor) -> Array:
-    """The tensor's memory."""
-    try:
-        array: Array = tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
-    except RuntimeError:  # a view whose elements are to be negated
-        array = tensor.detach().resolve_neg().numpy()
-    return array
+    """The tensor's memory. `Tensor.numpy` would forbid the storage to change its size for ever, which FSDP does to free
+    weights between their uses, and `resize_`: so the address is taken. Who keeps the array asks before each use whether
+    the tensor is still there.
+    """  # fmt: skip
+    if tensor.is_neg():  # a view whose elements are to be negated
+        tensor = tensor.resolve_neg()
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        raise RuntimeError(f"expected a tensor with memory, got one of shape {tuple(tensor.shape)} whose storage is empty")
+    kind, size = _TYPES[tensor.dtype]
+    memory = _Memory()
+    memory.storage = tensor.untyped_storage()
+    interface = {"version": 3, "data": (address, False), "shape": tuple(tensor.shape), "typestr": kind}
+    if not tensor.is_contiguous():
+        interface["strides"] = tuple([stride * size for stride in tensor.stride()])
+    memory.__array_interface__ = interface
+    return np.asarray(memory)
 
 
 to_tensor = torch.from_numpy
@@ -99,8 +121,28 @@ class Rows:
     scatter: Array | None = None  # and the other way round
 
 
-def _unpacked(batch_sizes: Array, unsorted: Array | None, directions: int) -> Rows:
+def _check_batch_sizes(sizes: Array, unsorted: Array | None, total: int) -> None:
+    """That they are those of a PackedSequence of `total` rows: its constructor takes anything."""
+    rule = f"int64 of 1 dimension, at least 1, none larger than the one before, {total} (rows of the data) in sum"
+    if sizes.dtype != np.int64 or sizes.ndim != 1:
+        raise ValueError(f"batch_sizes: expected {rule}, got {sizes.dtype} of shape {sizes.shape}")
+    # The first before the sum: no sum of sizes that are no larger can leave int64.
+    if not sizes.size or sizes[-1] < 1 or sizes[0] > total or (sizes[1:] > sizes[:-1]).any() or sizes.sum() != total:
+        raise ValueError(f"batch_sizes: expected {rule}, got {sizes}")
+    if unsorted is None:
+        return
+    rule = f"a permutation of 0 to {sizes[0] - 1} (the first of batch_sizes, less 1)"
+    if unsorted.dtype != np.int64 or unsorted.shape != (sizes[0],):
+        raise ValueError(f"unsorted_indices: expected {rule}, got {unsorted.dtype} of shape {unsorted.shape}")
+    seen = np.zeros(len(unsorted), bool)
+    seen[unsorted[(unsorted >= 0) & (unsorted < len(seen))]] = True
+    if not seen.all():
+        raise ValueError(f"unsorted_indices: expected {rule}, got {unsorted}")
+
+
+def _unpacked(batch_sizes: Array, unsorted: Array | None, total: int, directions: int) -> Rows:
     """The rows of a PackedSequence in the order of the batch, so states need not be permuted."""
+    _check_batch_sizes(batch_sizes, unsorted, total)
     steps, count = len(batch_sizes), int(batch_sizes[0])
     lengths = np.searchsorted(-batch_sizes, -np.arange(count), side="left").astype(np.int64)  # of the sorted rows
     rows = np.arange(count) if unsorted is None else unsorted
@@ -141,7 +183,7 @@ class Call:
             layout = LAYOUTS[self.layout]
             if self.batch_sizes is not None:
                 self._rows = _unpacked(
-                    to_array(self.batch_sizes), None if self.unsorted is None else to_array(self.unsorted),
+                    to_array(self.batch_sizes), None if self.unsorted is None else to_array(self.unsorted), len(x),
                     self.directions,
                 )  # fmt: skip
             else:
@@ -163,9 +205,9 @@ class Call:
         if rows.marks[0] is not None:
             self.resets = to_tensor(LAYOUTS[self.layout].outer(rows.marks[0].at))
 
-    def _sequence(self, tensor: Tensor, rows: Rows) -> Array:
+    def _sequence(self, array: Array, rows: Rows) -> Array:
         """[T, B, *], as backends can use it."""
-        array, layout = to_array(tensor), LAYOUTS[self.layout]
+        layout = LAYOUTS[self.layout]
         if rows.gather is not None:
             return layout.time_major(_gathered(array, rows.gather))
         if self.layout == "step":
@@ -174,14 +216,14 @@ class Call:
             array, array.shape[-1], array.dtype, batch_first=layout.batch_first, flat=False
         )[0]  # fmt: skip
 
-    def _state(self, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Array | None:
+    def _state(self, name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
         """[layers*directions, B, H], contiguous."""
         if tensor is None:
             return None
         array, layout = to_array(tensor), LAYOUTS[self.layout]
         if self.layout == "step":
             array = array[np.newaxis]
-        return check_state(name, array, STATE_RULE, shape, array.dtype, layout.unbatched)
+        return check_state(name, array, STATE_RULE, shape, dtype, layout.unbatched)
 
     def _drop(self) -> _stack.Drop | None:
         return None if self.seed is None else partial(drop, self.dropout, self.seed)
@@ -214,7 +256,7 @@ class Call:
         given = to_array(x)
         layout, dtype, hidden_size, directions = LAYOUTS[self.layout], given.dtype, self.hidden_size, self.directions
         rows = self.rows(given)
-        sequence = self._sequence(x, rows)
+        sequence = self._sequence(given, rows)
         batch_size = sequence.shape[1]
         if rows.gather is not None:
             assert rows.ragged is not None
@@ -226,8 +268,8 @@ class Call:
         h_n = np.empty(states, dtype)
         c_n = np.empty(states, dtype) if self.cell.has_c else None
         recurrences = _stack.run_forward(
-            _backend.active(), threads_of(self.threads), weights, packed, sequence, self._state("h0", h0, states),
-            self._state("c0", c0, states), layout.time_major(output), None if c is None else layout.time_major(c), h_n,
+            _backend.active(), threads_of(self.threads), weights, packed, sequence, self._state("h0", h0, states, dtype),
+            self._state("c0", c0, states, dtype), layout.time_major(output), None if c is None else layout.time_major(c), h_n,
             c_n, rows.ragged, rows.marks, self._drop(), training,
         )  # fmt: skip
         saved: list[Array | None] = []
@@ -264,8 +306,9 @@ class Call:
         """The gradients of x, h0, c0 and of the weights, those that are wanted. Of the results backward needs output
         and c, where that is one.
         """  # fmt: skip
-        rows, layout = self.rows(to_array(x)), LAYOUTS[self.layout]
-        sequence = self._sequence(x, rows)
+        given = to_array(x)
+        rows, layout = self.rows(given), LAYOUTS[self.layout]
+        sequence = self._sequence(given, rows)
         dtype, hidden_size, directions = sequence.dtype, self.hidden_size, self.directions
         batch_size = sequence.shape[1] if rows.gather is None or rows.ragged is None else len(rows.ragged.lengths)
         states = (self.layers * directions, batch_size, hidden_size)
@@ -273,7 +316,7 @@ class Call:
         grad_c0 = np.empty(states, dtype) if self.cell.has_c else None
         shape = *sequence.shape[:2], directions * hidden_size
         recurrences = self._saved(
-            sequence, self._state("h0", h0, states), self._state("c0", c0, states), weights,
+            sequence, self._state("h0", h0, states, dtype), self._state("c0", c0, states, dtype), weights,
             output, c, [to_array(tensor) for tensor in saved], rows, grad_h0, grad_c0,
         )  # fmt: skip
         grads = [
@@ -289,8 +332,8 @@ class Call:
         ]
         grad_x, parameters = _stack.run_backward(
             _backend.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
-            self._state("grad_h_n", grad_h_n, states), self._state("grad_c_n", grad_c_n, states), grads[1], grad_h0,
-            grad_c0, wanted[0], wanted[1] or wanted[2],
+            self._state("grad_h_n", grad_h_n, states, dtype), self._state("grad_c_n", grad_c_n, states, dtype), grads[1],
+            grad_h0, grad_c0, wanted[0], wanted[1] or wanted[2],
             [names[first : first + directions] for first in range(0, len(names), directions)],
         )  # fmt: skip
         results: list[Array | None] = [

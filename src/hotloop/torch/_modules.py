@@ -120,10 +120,15 @@ class _Recurrent(_Base):
         kept: Kept | None = self.__dict__.get("_hotloop")
         if kept is not None and kept.holds(tensors):
             return kept
-        reason = self._unfit_weights(tensors, False)
+        for tensor in tensors:
+            if type(tensor) not in PLAIN:
+                return f"a weight of type {type(tensor).__name__}"
+        # What is checked and kept is of one moment: another thread may assign to `.data` at any time.
+        held = [tensor.detach() for tensor in tensors]
+        reason = self._unfit_weights(held, False)
         if reason is not None:
             return reason
-        kept = Kept(self._call("time_major"), tensors)
+        kept = Kept(self._call("time_major"), held)
         if all(type(tensor) is torch.nn.Parameter for tensor in tensors):  # others are a caller's, for this call
             self.__dict__["_hotloop"] = kept
         return kept
@@ -210,9 +215,8 @@ class _Recurrent(_Base):
             training = torch.is_grad_enabled() and any(
                 tensor is not None and tensor.requires_grad for tensor in (x, h0, c0, *tensors)
             )
-        output, h_n, c_n, c, _ = torch.ops.hotloop.forward(
-            x, h0, c0, tensors, *_ops.arguments(call), training
-        )  # fmt: skip
+        given = x, h0, c0, tensors, *_ops.arguments(call)
+        output, h_n, c_n, c, *_ = torch.ops.hotloop.forward(*given, True) if training else torch.ops.hotloop.infer(*given)
         return [output, h_n, *[c_n] * call.cell.has_c, *[c] * call.return_states]
 
 

@@ -1,8 +1,9 @@
-"""torch.ops.hotloop.forward and .backward: what torch.compile, torch.export and torch.jit.trace see of a call; and the
-short way of eager calls, an autograd.Function on the same `Call`.
+"""torch.ops.hotloop.infer, .forward and .backward: what torch.compile, torch.export and torch.jit.trace see of a call;
+and the short way of eager calls, an autograd.Function on the same `Call`.
 
-Both differentiate with the backward op where the gradient is to be differentiated itself.
-"""
+`infer` has no list of tensors among its results, which inductor's C++ wrapper cannot take; what is differentiated after
+it runs `forward` again. Both ways differentiate with the backward op where the gradient is to be differentiated itself.
+"""  # fmt: skip
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import torch
 
 from .._contract import CELLS
 from . import _double, _packed, _single
-from ._bridge import LAYOUTS, Call, to_array
+from ._bridge import Call, to_array
+from ._shapes import check_extras, check_inputs, check_kind, check_saved, results, saved_shapes
 
 Tensor = torch.Tensor
 
@@ -28,6 +30,7 @@ _CALL = (
 _TENSORS, _ARGUMENTS = 4, 18  # those that may have gradients, and all
 
 _library = torch.library.Library("hotloop", "DEF")
+_library.define(f"infer({_CALL}) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor c)")
 _library.define(f"forward({_CALL}, bool training) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor c, Tensor[] saved)")
 _library.define(
     f"backward({_CALL}, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c, Tensor output, "
@@ -49,21 +52,39 @@ def arguments(call: Call) -> tuple[Any, ...]:
 def _call(weights: Sequence[Tensor], given: Sequence[Any]) -> Call:
     """The call whose `arguments` these are."""
     lengths, resets, batch_sizes, unsorted, seed, cell, layers, directions, bias, layout, batch_size = given[:11]
+    check_kind(cell, layers, directions, bias, layout, weights)
+    if seed is not None and (seed.numel() != 1 or seed.dtype is not torch.int64):
+        raise ValueError(f"seed: expected an int64 of one element, got {seed.dtype} of shape {tuple(seed.shape)}")
     return Call(
         CELLS[cell], layers, directions, weights[1].shape[1], bias, layout, given[11], given[12], given[13] or None,
         lengths, resets, batch_sizes, unsorted, None if seed is None else int(seed), batch_size,
     )  # fmt: skip
 
 
+def _checked(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], given: Sequence[Any]) -> Call:
+    """The call, with nothing in it that does not fit."""
+    call = _call(weights, given)
+    check_inputs(call, x, h0, c0, weights)
+    check_extras(call)
+    return call
+
+
 def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if tensor is None else tensor
 
 
-def _forward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call, training = _call(weights, given), given[-1]
+def _infer(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
+    call = _checked(x, h0, c0, weights, given)
     prepared = call.weights(weights)
-    packed = None if training else _packed.of_op(call, weights, prepared, x)
-    results, saved = call.forward(x, h0, c0, prepared, packed, training)
+    results, _ = call.forward(x, h0, c0, prepared, _packed.of_op(call, weights, prepared, x), False)
+    return tuple([_or_empty(result, x) for result in results])
+
+
+def _forward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
+    if not given[-1]:
+        return *_infer(x, h0, c0, weights, *given), []
+    call = _checked(x, h0, c0, weights, given)
+    results, saved = call.forward(x, h0, c0, call.weights(weights), None, True)
     ragged = call.rows(to_array(x)).ragged
     if saved and ragged is not None and ragged.offsets is None:  # the results of an op are numbers throughout
         padding = np.arange(saved[0].shape[0])[:, np.newaxis] >= ragged.lengths
@@ -73,47 +94,38 @@ def _forward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tens
 
 
 def _backward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call = _call(weights, given)
-    grad_output, grad_h_n, grad_c_n, grad_c, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
-    results = call.backward(
-        grad_output, grad_h_n, grad_c_n, grad_c, x, h0, c0, call.weights(weights), output, c, saved, wanted
-    )
+    call = _checked(x, h0, c0, weights, given)
+    *upstream, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
+    check_saved(call, x, weights, upstream, output, c, saved, wanted)
+    output, c, *saved = (tensor.contiguous() for tensor in (output, c, *saved))
+    results = call.backward(*upstream, x, h0, c0, call.weights(weights), output, c, saved, wanted)
     of_x, of_h0, of_c0, *of_weights = (_or_empty(result, x) for result in results)
     return of_x, of_h0, of_c0, of_weights
 
 
-def _forward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call, training = _call_fake(weights, given), given[-1]
-    layout, cell, width = LAYOUTS[call.layout], call.cell, call.directions * call.hidden_size
-    steps, batch_size = _sizes(call, x)
-    states = _states(call, batch_size)
-    outer = (*x.shape[:-1], width)
-    results = [
+def _infer_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
+    call = _checked_fake(x, h0, c0, weights, given)
+    outer, states = results(call, x)
+    return (
         x.new_empty(outer),
         x.new_empty(states),
-        x.new_empty(states if cell.has_c else 0),
+        x.new_empty(states if call.cell.has_c else 0),
         x.new_empty(outer if call.return_states else 0),
-    ]
-    saved = []
-    if training:
-        rows = (steps, 1) if layout.flat else (steps, batch_size)
-        for layer in range(call.layers):
-            last = layer == call.layers - 1
-            for _ in range(call.directions):
-                if cell.saved:
-                    saved.append(x.new_empty((*rows, cell.saved * call.hidden_size)))
-                if cell.has_c and not (last and call.return_states):
-                    saved.append(x.new_empty((*rows, call.hidden_size)))
-            if not last:
-                saved.append(x.new_empty((*rows, width)))
-        if layout.flat:
-            saved += [x.new_empty(outer) for _ in range(1 + call.return_states)]
-    return *results, saved
+    )
+
+
+def _forward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
+    made = _infer_fake(x, h0, c0, weights, *given)
+    if not given[-1]:
+        return *made, []
+    return *made, [x.new_empty(shape) for shape in saved_shapes(_call_fake(weights, given), x)]
 
 
 def _backward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call, wanted = _call_fake(weights, given), given[-1]
-    states = _states(call, _sizes(call, x)[1])
+    call = _checked_fake(x, h0, c0, weights, given)
+    *upstream, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
+    check_saved(call, x, weights, upstream, output, c, saved, wanted)
+    states = results(call, x)[1]
     return (
         x.new_empty(x.shape if wanted[0] else 0),
         x.new_empty(states if wanted[1] else 0),
@@ -127,23 +139,8 @@ def _call_fake(weights: Sequence[Tensor], given: Sequence[Any]) -> Call:
     return _call(weights, (*given[:4], None, *given[5:]))
 
 
-def _sizes(call: Call, x: Tensor) -> tuple[Any, Any]:
-    """Steps and rows, as of [T, B, *]; with a flat sequence its rows and those of the batch."""
-    if call.layout == "packed":
-        return x.shape[0], call.batch_size
-    if call.layout == "batch_first":
-        return x.shape[1], x.shape[0]
-    if call.layout == "time_major":
-        return x.shape[0], x.shape[1]
-    return (x.shape[0], 1) if call.layout == "unbatched" else (1, x.shape[0])
-
-
-def _states(call: Call, batch_size: Any) -> tuple[Any, ...]:
-    """The shape of states as the caller has them."""
-    if call.layout == "step":
-        return batch_size, call.hidden_size
-    count = call.layers * call.directions
-    return (count, call.hidden_size) if call.layout == "unbatched" else (count, batch_size, call.hidden_size)
+def _checked_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], given: Sequence[Any]) -> Call:
+    return _checked(x, h0, c0, weights, (*given[:4], None, *given[5:]))
 
 
 def _needs(ctx: Any, h0: Any, c0: Any) -> list[bool]:
@@ -152,14 +149,22 @@ def _needs(ctx: Any, h0: Any, c0: Any) -> list[bool]:
     return [of_x, h0 is not None and of_h0, c0 is not None and of_c0, *of_weights]
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, h0, c0, weights, *given, training = inputs
+def _save_inputs(ctx: Any, inputs: Sequence[Any], training: bool, left: Sequence[Tensor]) -> None:
+    x, h0, c0, weights, *given = inputs
     ctx.set_materialize_grads(False)
-    ctx.training = training
-    ctx.given = given[5:]
-    ctx.count = len(weights)
+    ctx.training, ctx.given, ctx.count = training, given[5:], len(weights)
+    ctx.save_for_backward(x, h0, c0, *given[:5], *weights, *left)
+
+
+def _save_infer(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _save_inputs(ctx, inputs, False, ())
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *inputs_of_infer, training = inputs
     result, _, _, c, saved = output
-    ctx.save_for_backward(x, h0, c0, *given[:5], *weights, result, c, *saved)
+    # Copies of the results, since callers may write to them, as to those of torch's layers.
+    _save_inputs(ctx, inputs_of_infer, training, (result.clone(), c.clone(), *saved) if training else ())
 
 
 def _loaded(ctx: Any) -> tuple[Any, ...]:
@@ -170,13 +175,15 @@ def _loaded(ctx: Any) -> tuple[Any, ...]:
 
 
 def _differentiate_forward(ctx: Any, *grads: Any) -> Any:
-    x, h0, c0, weights, given, (output, c, *saved) = _loaded(ctx)
+    x, h0, c0, weights, given, left = _loaded(ctx)
     wanted, call = _needs(ctx, h0, c0), _call_fake(weights, given)
     grad_output, grad_h_n, grad_c_n, grad_c = grads[:4]  # of a result that is not there it may be one of no elements
     grads = (
         grad_output, grad_h_n, grad_c_n if call.cell.has_c else None, grad_c if call.return_states else None
     )  # fmt: skip
-    if not ctx.training:  # made for inference, as an exported program is
+    if ctx.training:
+        output, c, *saved = left
+    else:  # made for inference, as an exported program is
         with torch.no_grad():
             output, _, _, c, saved = torch.ops.hotloop.forward(x, h0, c0, weights, *given, True)
     of_x, of_h0, of_c0, of_weights = torch.ops.hotloop.backward(
@@ -185,7 +192,7 @@ def _differentiate_forward(ctx: Any, *grads: Any) -> Any:
     return (
         of_x if wanted[0] else None, of_h0 if wanted[1] else None, of_c0 if wanted[2] else None,
         [grad if flag else None for grad, flag in zip(of_weights, wanted[3:], strict=True)],
-        *[None] * (_ARGUMENTS - _TENSORS + 1),
+        *[None] * (len(ctx.needs_input_grad) - _TENSORS),
     )  # fmt: skip
 
 
@@ -211,6 +218,7 @@ def _differentiate_backward(ctx: Any, *grads: Any) -> Any:
 
 
 for _name, _kernel, _fake, _save, _differentiate in (
+    ("infer", _infer, _infer_fake, _save_infer, _differentiate_forward),
     ("forward", _forward, _forward_fake, _save_forward, _differentiate_forward),
     ("backward", _backward, _backward_fake, _save_backward, _differentiate_backward),
 ):
@@ -232,59 +240,116 @@ class Recurrence(torch.autograd.Function):
         else:
             results, saved = _single.forward(call, kept, sizes, x, h0, c0)
         output, h_n, c_n, c = results
-        ctx.call, ctx.kept, ctx.sizes, ctx.count = call, kept, sizes, len(weights)
+        ctx.call, ctx.kept, ctx.sizes = call, kept, sizes
         ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        needed, ctx.others = _needed(weights, call, ctx.needs_input_grad[3])
+        mine = output, c
         if call.layout == "packed":  # the flat ones are among the saved
-            ctx.save_for_backward(x, h0, c0, *weights, None, None, *saved)
-        else:
-            ctx.save_for_backward(x, h0, c0, *weights, output, c, *saved)
+            mine = None, None
+        elif ctx.hooked:  # a hook keeps the tensor itself, to which the caller may write
+            mine = output.clone(), None if c is None else c.clone()
+        ctx.save_for_backward(x, h0, c0, *needed, *mine, *saved)
+        # Of the weights the memory counts that they have now, unless a hook keeps them.
+        held = needed if ctx.hooked else [None] * len(needed)
+        ctx.shapes = [None if tensor is None else tensor.shape for tensor in (x, h0, c0, *held, *mine, *saved)]
         return (output, h_n) if c_n is None else (output, h_n, c_n) if c is None else (output, h_n, c_n, c)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         call = ctx.call
         x, h0, c0, *rest = _saved(ctx)
-        weights, (output, c, *saved) = rest[: ctx.count], rest[ctx.count :]
+        count = len(ctx.others)
+        weights, (output, c, *saved) = rest[:count], rest[count:]
         wanted = ctx.needs_input_grad[3:]
         grad_output, grad_h_n, *more = grads
         grad_c_n = more.pop(0) if call.cell.has_c else None
         upstream = grad_output, grad_h_n, grad_c_n, more[0] if more else None
         for grad in upstream:  # many at once, as in torch.func.vmap and with `is_grads_batched`
             if grad is not None and (_is_batched(grad) or _is_legacy_batched(grad)):
+                weights = _all_weights(ctx, weights)
                 return None, None, None, *_double.once(call, [x, h0, c0, *weights], upstream, wanted)
         if torch.is_grad_enabled():  # for a gradient of the gradient
             of_x, of_h0, of_c0, of_weights = torch.ops.hotloop.backward(
-                x, h0, c0, weights, *arguments(call), *upstream, _or_empty(output, x), _or_empty(c, x), saved, wanted
-            )
+                x, h0, c0, _all_weights(ctx, weights), *arguments(call), *upstream, _or_empty(output, x),
+                _or_empty(c, x), saved, wanted,
+            )  # fmt: skip
             every = of_x, of_h0, of_c0, *of_weights
             return None, None, None, *(grad if flag else None for grad, flag in zip(every, wanted, strict=True))
-        if not ctx.kept.unmoved(weights):  # as after share_memory_(), which frees the memory they had
-            results = call.backward(*upstream, x, h0, c0, call.weights(weights), output, c, saved, wanted)
-        elif ctx.sizes is not None and ctx.kept.direct is not None:  # None: another backend has been chosen since
+        if ctx.sizes is not None and not ctx.hooked and ctx.kept.unmoved() and ctx.kept.direct is not None:
+            # None: another backend has been chosen since
             results = _single.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
         else:
-            results = call.backward(*upstream, x, h0, c0, ctx.kept.weights, output, c, saved, wanted)
+            results = call.backward(*upstream, x, h0, c0, _as_they_were(ctx, weights), output, c, saved, wanted)
         return None, None, None, *results
+
+
+def _needed(weights: Sequence[Tensor], call: Call, of_x: bool) -> tuple[list[Tensor | None], list[Any]]:
+    """The weights whose values the backward kernels read, and the others with their versions: those a caller may write
+    to in place, as torch's layers let them. No bias is read, and of the first layer weight_ih for the gradient of x only.
+    """  # fmt: skip
+    each, needed, others = 4 if call.bias else 2, list(weights), [None] * len(weights)
+    for index, weight in enumerate(weights):
+        kind = index % each
+        if kind > 1 or (kind == 0 and not of_x and index < each * call.directions):
+            needed[index], others[index] = None, (weight, _packed.version(weight))
+    return needed, others
+
+
+def _all_weights(ctx: Any, needed: Sequence[Tensor | None]) -> list[Tensor]:
+    """Those that backward does not need too, as they were: to compute forward again."""
+    weights = []
+    for tensor, other in zip(needed, ctx.others, strict=True):
+        if other is not None:
+            tensor, before = other
+            if _packed.version(tensor) != before:
+                raise RuntimeError(
+                    "a gradient of the gradient, or one after a result was written to in place, needs all weights as "
+                    f"they were: expected a weight of version {before}, got version {_packed.version(tensor)}, modified by an "
+                    "inplace operation"
+                )
+        weights.append(tensor)
+    return weights
+
+
+def _as_they_were(ctx: Any, given: Sequence[Tensor | None]) -> Any:
+    """The weights for the backward kernels: what a hook gave back; else the memory that they had in forward, whatever
+    the parameters have been given since, as by `.data = ` and `model.double()`.
+    """  # fmt: skip
+    kept = ctx.kept
+    if ctx.hooked:
+        return ctx.call.weights([one if other is None else other for one, other in zip(kept.tensors, given, strict=True)])
+    # Where memory has moved, as after share_memory_(), which frees what the storage had.
+    return kept.weights if kept.unmoved() else ctx.call.weights(kept.tensors)
 
 
 def _saved(ctx: Any) -> list[Any]:
     """What was saved. Where the caller has written to a result since, as `output += x` does, it is computed again."""
     try:
-        if not ctx.hooked:
-            return list(ctx.saved_tensors)
-        return [None if tensor is None else _given_back(tensor, ctx.kept.dtype) for tensor in ctx.saved_tensors]
-    except RuntimeError:  # one has changed; if it is an input, then that is the caller's mistake, and is said here
-        inputs = [one.unpack() for one in ctx._raw_saved_tensors[: 3 + ctx.count]]
-    with torch.no_grad():
-        results, saved = ctx.call.forward(*inputs[:3], ctx.call.weights(inputs[3:]), None, True)
-    return [*inputs, results[0], results[3], *saved]
+        tensors = list(ctx.saved_tensors)
+    except RuntimeError:
+        if ctx.hooked:  # what it keeps is no result that a caller has: the error is the hook's
+            raise
+        # One has changed; if it is an input, then that is the caller's mistake, and is said here.
+        inputs = [one if one is None else one.unpack() for one in ctx._raw_saved_tensors[: 3 + len(ctx.others)]]
+        weights = _all_weights(ctx, inputs[3:])
+        check_inputs(ctx.call, *inputs[:3], weights)
+        with torch.no_grad():
+            results, saved = ctx.call.forward(*inputs[:3], ctx.call.weights(weights), None, True)
+        return [*inputs, results[0], results[3], *saved]
+    dtype = ctx.kept.dtype
+    for index, (tensor, shape) in enumerate(zip(tensors, ctx.shapes, strict=True)):
+        if shape is None:
+            continue
+        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu or not tensor.is_contiguous():
+            tensors[index] = _given_back(tensor, dtype, shape)
+    return tensors
 
 
-def _given_back(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a hook made of a saved tensor: kernels read it as what it was."""
-    if tensor.device.type != "cpu" or tensor.dtype is not dtype:
-        raise TypeError(
-            f"saved tensors: expected hooks that give back what they are given, {dtype} on the CPU, "
-            f"got {tensor.dtype} on {tensor.device}"
+def _given_back(tensor: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:
+    """A saved tensor that a hook or `.data = ` has changed: kernels read it as what it was."""
+    if tensor.device.type != "cpu" or tensor.dtype is not dtype or tensor.shape != shape:
+        raise RuntimeError(
+            f"saved tensors: expected what forward saved, {dtype} of shape {tuple(shape)} on the CPU, got {tensor.dtype} "
+            f"of shape {tuple(tensor.shape)} on {tensor.device}; has a hook or an assignment to .data changed it?"
         )
     return tensor.contiguous() if tensor.layout is torch.strided else tensor.to_dense()

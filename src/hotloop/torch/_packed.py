@@ -34,14 +34,16 @@ PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 class Kept:
-    """Views of the memory that weights had. It holds that memory, so a tensor at the same address has the same."""
+    """Views of the memory that weights had. It holds their storages, so a tensor at the same address has the same."""
 
     def __init__(self, call: Call, tensors: Sequence[Tensor]) -> None:
-        tensors = [tensor.detach() for tensor in tensors]  # of one moment: `.data` may be assigned to by another thread
+        """`tensors` are detached, and no one else's: a parameter may get other memory at any time."""
         self.call = call
+        self.tensors = tensors
         self.dtype = tensors[0].dtype
         self.weights: list[list[Weights]] = call.weights(tensors)
         self._of = [(tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors]
+        self._addresses = [address for address, *_ in self._of]
         self.nbytes = sum(tensor.nbytes for tensor in tensors)
         self._of_layout: dict[str, Call] = {}
         self._backend: Any = None
@@ -61,9 +63,9 @@ class Kept:
                 return False
         return True
 
-    def unmoved(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether tensors that it was made of are where they were: 2 us less than `holds`."""
-        return all([tensor.data_ptr() == address for tensor, (address, *_) in zip(tensors, self._of, strict=True)])
+    def unmoved(self) -> bool:
+        """Whether the storages have the memory they had: `share_memory_` and `resize_` give them another."""
+        return [tensor.data_ptr() for tensor in self.tensors] == self._addresses
 
     def plain(self, layout: str) -> Call:
         """A call without anything special: it can be used again."""
@@ -97,8 +99,8 @@ class Kept:
         versions, hashed, packed = self._packed
         try:
             now = [tensor._version for tensor in tensors]
-        except RuntimeError:  # tensors of inference mode have none
-            now = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+        except RuntimeError:
+            now = [version(tensor) for tensor in tensors]
         if versions != now or hashed != self._fingerprint():
             hashed, packed = _hashed_and_packed(backend, self.weights)
             self._packed = now, hashed, packed
@@ -150,8 +152,13 @@ def _copied(array: Any) -> Any:
     return copy
 
 
+def version(tensor: Tensor) -> int:
+    """How often it was written to; tensors of inference mode do not count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def _signs(tensor: Tensor) -> tuple[Any, ...]:
-    return -1 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.shape
+    return version(tensor), tensor.dtype, tensor.shape
 
 
 def _arrays(weights: list[list[Weights]]) -> list[Array]:
