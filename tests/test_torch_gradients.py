@@ -226,8 +226,10 @@ def test_opcheck(kind, ways):
              "test_aot_dispatch_dynamic")  # fmt: skip
     arguments = op_arguments(kind, ways, True, True)
     torch.library.opcheck(torch.ops.hotloop.forward.default, arguments, test_utils=every)
+    torch.library.opcheck(torch.ops.hotloop.infer.default, arguments[:-1], test_utils=every)
     arguments = op_arguments(kind, ways, False, False)
     torch.library.opcheck(torch.ops.hotloop.forward.default, arguments, test_utils=every)
+    torch.library.opcheck(torch.ops.hotloop.infer.default, arguments[:-1], test_utils=every)
     arguments = op_arguments(kind, ways, True, False)
     results = torch.ops.hotloop.forward(*arguments)
     grads = [torch.randn_like(result) if result.numel() else None for result in results[:4]]
@@ -245,7 +247,7 @@ def test_the_op_is_the_eager_call():
             arguments = op_arguments(kind, ways, True, True)
             call = _ops._call(arguments[3], arguments[4:])
             x, h0, c0, weights = arguments[:4]
-            kept = hotloop.torch._packed.Kept(call, weights)
+            kept = hotloop.torch._packed.Kept(call, [weight.detach() for weight in weights])
             leaves = [tensor for tensor in (x, h0, c0, *weights) if tensor is not None]
             results = _ops.Recurrence.apply(call, kept, None, x, h0, c0, *weights)
             others = [result for result in torch.ops.hotloop.forward(*arguments)[:4] if result.numel()]
@@ -258,10 +260,11 @@ def test_the_op_is_the_eager_call():
 
 def test_an_op_for_inference_can_be_differentiated():
     """As in an exported program that somebody trains on."""
-    arguments = op_arguments("GRU", "dense", True, True)
-    leaves = [arguments[0], *arguments[3]]
-    grads = []
-    for training in (True, False):
-        output = torch.ops.hotloop.forward(*arguments[:-1], training)[0]
-        grads.append(torch.autograd.grad(output.square().sum(), leaves))
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    for ways in ("dense", "dropout"):
+        arguments = op_arguments("GRU", ways, True, True)
+        leaves = [arguments[0], *arguments[3]]
+        grads = []
+        for op, given in (("forward", (True,)), ("forward", (False,)), ("infer", ())):
+            output = getattr(torch.ops.hotloop, op)(*arguments[:-1], *given)[0]
+            grads.append(torch.autograd.grad(output.square().sum(), leaves))
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*grads, strict=True))

@@ -243,8 +243,9 @@ def test_hooks_that_give_back_something_else(layers):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.half, lambda tensor: tensor):
         output, _ = module(leaves[0])
-    with raises(RuntimeError, "saved tensors: expected what forward saved, torch.float64 of shape (7, 4, 5) on the CPU, "
-                "got torch.float16 of shape (7, 4, 5) on cpu; has a hook or an assignment to .data changed it?"):  # fmt: skip
+    with raises(RuntimeError, "saved tensors: expected what forward saved, torch.float64 of shape (7, 4, 5) on the "
+                "CPU, got torch.float16 of shape (7, 4, 5) on cpu; has a hook or an assignment to .data changed "
+                "it?"):  # fmt: skip
         output.sum().backward()
 
 

@@ -75,6 +75,8 @@ class _Memory:
     """A tensor's memory, as NumPy asks for it, kept as long as the array that is made of it."""
 
     __slots__ = ("__array_interface__", "storage")
+    __array_interface__: dict[str, Any]
+    storage: Any
 
 
 def to_array(tensor: Tensor) -> Array:
@@ -86,7 +88,7 @@ def to_array(tensor: Tensor) -> Array:
         tensor = tensor.resolve_neg()
     address = tensor.data_ptr()
     if not address and tensor.numel():
-        raise RuntimeError(f"expected a tensor with memory, got one of shape {tuple(tensor.shape)} whose storage is empty")
+        raise RuntimeError(f"expected a tensor with memory, got shape {tuple(tensor.shape)} over an empty storage")
     kind, size = _TYPES[tensor.dtype]
     memory = _Memory()
     memory.storage = tensor.untyped_storage()
@@ -268,9 +270,9 @@ class Call:
         h_n = np.empty(states, dtype)
         c_n = np.empty(states, dtype) if self.cell.has_c else None
         recurrences = _stack.run_forward(
-            _backend.active(), threads_of(self.threads), weights, packed, sequence, self._state("h0", h0, states, dtype),
-            self._state("c0", c0, states, dtype), layout.time_major(output), None if c is None else layout.time_major(c), h_n,
-            c_n, rows.ragged, rows.marks, self._drop(), training,
+            _backend.active(), threads_of(self.threads), weights, packed, sequence,
+            self._state("h0", h0, states, dtype), self._state("c0", c0, states, dtype), layout.time_major(output),
+            None if c is None else layout.time_major(c), h_n, c_n, rows.ragged, rows.marks, self._drop(), training,
         )  # fmt: skip
         saved: list[Array | None] = []
         for layer, of_layer in enumerate(recurrences):
@@ -332,8 +334,8 @@ class Call:
         ]
         grad_x, parameters = _stack.run_backward(
             _backend.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
-            self._state("grad_h_n", grad_h_n, states, dtype), self._state("grad_c_n", grad_c_n, states, dtype), grads[1],
-            grad_h0, grad_c0, wanted[0], wanted[1] or wanted[2],
+            self._state("grad_h_n", grad_h_n, states, dtype), self._state("grad_c_n", grad_c_n, states, dtype),
+            grads[1], grad_h0, grad_c0, wanted[0], wanted[1] or wanted[2],
             [names[first : first + directions] for first in range(0, len(names), directions)],
         )  # fmt: skip
         results: list[Array | None] = [

@@ -216,7 +216,8 @@ class _Recurrent(_Base):
                 tensor is not None and tensor.requires_grad for tensor in (x, h0, c0, *tensors)
             )
         given = x, h0, c0, tensors, *_ops.arguments(call)
-        output, h_n, c_n, c, *_ = torch.ops.hotloop.forward(*given, True) if training else torch.ops.hotloop.infer(*given)
+        ops = torch.ops.hotloop
+        output, h_n, c_n, c, *_ = ops.forward(*given, True) if training else ops.infer(*given)
         return [output, h_n, *[c_n] * call.cell.has_c, *[c] * call.return_states]
 
 

@@ -8,6 +8,7 @@ it runs `forward` again. Both ways differentiate with the backward op where the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,8 +99,11 @@ def _backward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Ten
     *upstream, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
     check_saved(call, x, weights, upstream, output, c, saved, wanted)
     output, c, *saved = (tensor.contiguous() for tensor in (output, c, *saved))
-    results = call.backward(*upstream, x, h0, c0, call.weights(weights), output, c, saved, wanted)
-    of_x, of_h0, of_c0, *of_weights = (_or_empty(result, x) for result in results)
+    grad_output, grad_h_n, grad_c_n, grad_c = upstream
+    made = call.backward(
+        grad_output, grad_h_n, grad_c_n, grad_c, x, h0, c0, call.weights(weights), output, c, saved, wanted
+    )
+    of_x, of_h0, of_c0, *of_weights = (_or_empty(result, x) for result in made)
     return of_x, of_h0, of_c0, of_weights
 
 
@@ -242,15 +246,17 @@ class Recurrence(torch.autograd.Function):
         output, h_n, c_n, c = results
         ctx.call, ctx.kept, ctx.sizes = call, kept, sizes
         ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-        needed, ctx.others = _needed(weights, call, ctx.needs_input_grad[3])
+        ctx.weights, ctx.versions = weights, _packed.versions(weights)
+        flags = _read(len(weights), 4 if call.bias else 2, call.directions, ctx.needs_input_grad[3])
+        read = [weight if flag else None for weight, flag in zip(weights, flags, strict=True)]
         mine = output, c
         if call.layout == "packed":  # the flat ones are among the saved
             mine = None, None
         elif ctx.hooked:  # a hook keeps the tensor itself, to which the caller may write
             mine = output.clone(), None if c is None else c.clone()
-        ctx.save_for_backward(x, h0, c0, *needed, *mine, *saved)
+        ctx.save_for_backward(x, h0, c0, *read, *mine, *saved)
         # Of the weights the memory counts that they have now, unless a hook keeps them.
-        held = needed if ctx.hooked else [None] * len(needed)
+        held = read if ctx.hooked else [None] * len(read)
         ctx.shapes = [None if tensor is None else tensor.shape for tensor in (x, h0, c0, *held, *mine, *saved)]
         return (output, h_n) if c_n is None else (output, h_n, c_n) if c is None else (output, h_n, c_n, c)
 
@@ -258,7 +264,7 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         call = ctx.call
         x, h0, c0, *rest = _saved(ctx)
-        count = len(ctx.others)
+        count = len(ctx.weights)
         weights, (output, c, *saved) = rest[:count], rest[count:]
         wanted = ctx.needs_input_grad[3:]
         grad_output, grad_h_n, *more = grads
@@ -283,31 +289,27 @@ class Recurrence(torch.autograd.Function):
         return None, None, None, *results
 
 
-def _needed(weights: Sequence[Tensor], call: Call, of_x: bool) -> tuple[list[Tensor | None], list[Any]]:
-    """The weights whose values the backward kernels read, and the others with their versions: those a caller may write
-    to in place, as torch's layers let them. No bias is read, and of the first layer weight_ih for the gradient of x only.
+@lru_cache
+def _read(count: int, each: int, directions: int, of_x: bool) -> tuple[bool, ...]:
+    """Which weights the backward kernels read: no bias, and weight_ih of the first layer for the gradient of x only.
+    The others callers may write to in place before backward, as torch's layers let them.
     """  # fmt: skip
-    each, needed, others = 4 if call.bias else 2, list(weights), [None] * len(weights)
-    for index, weight in enumerate(weights):
-        kind = index % each
-        if kind > 1 or (kind == 0 and not of_x and index < each * call.directions):
-            needed[index], others[index] = None, (weight, _packed.version(weight))
-    return needed, others
+    return tuple([
+        index % each == 1 or (index % each == 0 and (of_x or index >= each * directions)) for index in range(count)
+    ])  # fmt: skip
 
 
-def _all_weights(ctx: Any, needed: Sequence[Tensor | None]) -> list[Tensor]:
-    """Those that backward does not need too, as they were: to compute forward again."""
+def _all_weights(ctx: Any, read: Sequence[Tensor | None]) -> list[Tensor]:
+    """With the weights that backward does not read, which are still what they were: to compute forward again."""
     weights = []
-    for tensor, other in zip(needed, ctx.others, strict=True):
-        if other is not None:
-            tensor, before = other
-            if _packed.version(tensor) != before:
-                raise RuntimeError(
-                    "a gradient of the gradient, or one after a result was written to in place, needs all weights as "
-                    f"they were: expected a weight of version {before}, got version {_packed.version(tensor)}, modified by an "
-                    "inplace operation"
-                )
-        weights.append(tensor)
+    for tensor, given, before in zip(read, ctx.weights, ctx.versions, strict=True):
+        if tensor is None and (now := _packed.version(given)) != before:
+            raise RuntimeError(
+                "a gradient of the gradient, or one after a result was written to in place, needs all weights as they "
+                f"were: expected version {before} of a weight of shape {tuple(given.shape)}, got version {now}: it has "
+                "been modified by an inplace operation"
+            )
+        weights.append(given if tensor is None else tensor)
     return weights
 
 
@@ -317,7 +319,8 @@ def _as_they_were(ctx: Any, given: Sequence[Tensor | None]) -> Any:
     """  # fmt: skip
     kept = ctx.kept
     if ctx.hooked:
-        return ctx.call.weights([one if other is None else other for one, other in zip(kept.tensors, given, strict=True)])
+        pairs = zip(kept.tensors, given, strict=True)
+        return ctx.call.weights([ours if theirs is None else theirs for ours, theirs in pairs])
     # Where memory has moved, as after share_memory_(), which frees what the storage had.
     return kept.weights if kept.unmoved() else ctx.call.weights(kept.tensors)
 
@@ -330,18 +333,25 @@ def _saved(ctx: Any) -> list[Any]:
         if ctx.hooked:  # what it keeps is no result that a caller has: the error is the hook's
             raise
         # One has changed; if it is an input, then that is the caller's mistake, and is said here.
-        inputs = [one if one is None else one.unpack() for one in ctx._raw_saved_tensors[: 3 + len(ctx.others)]]
-        weights = _all_weights(ctx, inputs[3:])
-        check_inputs(ctx.call, *inputs[:3], weights)
+        raw = ctx._raw_saved_tensors[: 3 + len(ctx.weights)]
+        x, h0, c0, *read = [one if one is None else one.unpack() for one in raw]
+        assert x is not None
+        weights = _all_weights(ctx, read)
+        check_inputs(ctx.call, x, h0, c0, weights)
         with torch.no_grad():
-            results, saved = ctx.call.forward(*inputs[:3], ctx.call.weights(weights), None, True)
-        return [*inputs, results[0], results[3], *saved]
+            results, saved = ctx.call.forward(x, h0, c0, ctx.call.weights(weights), None, True)
+        return [x, h0, c0, *read, results[0], results[3], *saved]
     dtype = ctx.kept.dtype
-    for index, (tensor, shape) in enumerate(zip(tensors, ctx.shapes, strict=True)):
-        if shape is None:
-            continue
-        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu or not tensor.is_contiguous():
-            tensors[index] = _given_back(tensor, dtype, shape)
+    first = 0 if ctx.sizes is not None else 1  # the general way takes an x of any strides
+    changed = [
+        index for index, (tensor, shape) in enumerate(zip(tensors, ctx.shapes, strict=True))
+        if shape is not None and (
+            tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu
+            or (index >= first and not tensor.is_contiguous())
+        )
+    ]  # fmt: skip
+    for index in changed:
+        tensors[index] = _given_back(tensors[index], dtype, ctx.shapes[index])
     return tensors
 
 
@@ -349,7 +359,8 @@ def _given_back(tensor: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:
     """A saved tensor that a hook or `.data = ` has changed: kernels read it as what it was."""
     if tensor.device.type != "cpu" or tensor.dtype is not dtype or tensor.shape != shape:
         raise RuntimeError(
-            f"saved tensors: expected what forward saved, {dtype} of shape {tuple(shape)} on the CPU, got {tensor.dtype} "
-            f"of shape {tuple(tensor.shape)} on {tensor.device}; has a hook or an assignment to .data changed it?"
+            f"saved tensors: expected what forward saved, {dtype} of shape {tuple(shape)} on the CPU, got "
+            f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
+            "has a hook or an assignment to .data changed it?"
         )
     return tensor.contiguous() if tensor.layout is torch.strided else tensor.to_dense()

@@ -96,12 +96,9 @@ class Kept:
             self._prepare(backend)
         if self._fingerprint is None:
             return None
-        versions, hashed, packed = self._packed
-        try:
-            now = [tensor._version for tensor in tensors]
-        except RuntimeError:
-            now = [version(tensor) for tensor in tensors]
-        if versions != now or hashed != self._fingerprint():
+        before, hashed, packed = self._packed
+        now = versions(tensors)
+        if before != now or hashed != self._fingerprint():
             hashed, packed = _hashed_and_packed(backend, self.weights)
             self._packed = now, hashed, packed
         return packed
@@ -150,6 +147,13 @@ def _copied(array: Any) -> Any:
     copy = _memory.empty(array.shape, array.dtype)
     copy[...] = array
     return copy
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [version(tensor) for tensor in tensors]
 
 
 def version(tensor: Tensor) -> int:

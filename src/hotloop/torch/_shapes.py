@@ -1,8 +1,8 @@
 """The shapes of what a call of the ops takes and gives: what its arguments are held against, and what the results of a
 fake call are made by.
 
-A program that was traced or exported has left the checks of `_modules` behind, and anyone may call an op. So an op reads
-no memory before `check_inputs`, its backward none before `check_saved`, has found that everything fits.
+A program that was traced or exported has left the checks of `_modules` behind, and anyone may call an op. So an op
+reads no memory before `check_inputs`, its backward none before `check_saved`, has found that everything fits.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._contract import CELLS, PARAMETERS, check_return_states
+from .._contract import CELLS, check_return_states
 from ._bridge import LAYOUTS, Call
 
 Tensor = torch.Tensor
@@ -51,13 +51,17 @@ def check_kind(cell: str, layers: int, directions: int, bias: bool, layout: str,
 
 
 def check_inputs(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> None:
-    """That the tensors that may have gradients are of one dtype and of the shapes of the call; and what depends on them."""
+    """That the tensors that may have gradients are of one dtype, and of the shapes of the call."""
     rule, dimensions = _OF_X[call.layout]
     dtype, device = weights[0].dtype, weights[0].device
     if dtype not in _DTYPES:
         raise TypeError(f"weight_ih: expected float32 or float64, got {dtype}")
     if x.dim() != dimensions:
         raise ValueError(f"x: expected {rule} with layout {call.layout!r}, got {tuple(x.shape)}")
+    if call.hidden_size < 1 or x.shape[-1] < 1:
+        raise ValueError(
+            f"x, weight_hh: expected input_size >= 1 and hidden_size >= 1, got {x.shape[-1]} and {call.hidden_size}"
+        )
     if x.dtype is not dtype:
         raise TypeError(f"x: expected {dtype} (the dtype of weight_ih), got {x.dtype}")
     if x.device != device:
@@ -134,7 +138,7 @@ def check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[Any, ...],
     if tensor.device != device:
         raise ValueError(f"{name}: expected a tensor on {device}, where weight_ih is, got one on {tensor.device}")
     given = tensor.shape
-    if len(given) != len(shape) or any(size is not None and one != size for one, size in zip(given, shape, strict=True)):
+    if len(given) != len(shape) or any(b is not None and a != b for a, b in zip(given, shape, strict=True)):
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(given)}".replace("None", "batch_size"))
 
 
