@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import pytest
 
 import hotloop
 import hotloop._backend
@@ -330,3 +332,8 @@ def train_in_pieces(case, data, cuts, **options):
     for name in PARAMETER_GRADIENTS:
         whole[name] = None if done[0][name] is None else sum(results[name] for results in done)
     return whole
+
+
+def raises(error, message):
+    """The error with exactly this message."""
+    return pytest.raises(error, match=f"^{re.escape(message)}$")

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cases import CELLS, DTYPES, PARAMETERS, Case, arguments, assert_same_bits, functions, start_training
+from cases import CELLS, DTYPES, PARAMETERS, Case, arguments, assert_same_bits, functions, raises, start_training
 from numpy.lib.stride_tricks import as_strided
 
 import hotloop
@@ -45,10 +45,6 @@ def call(case, change, **options):
     assert (out == 7).all()
     assert_same_bits(given, kept)
     raise errors[0]
-
-
-def raises(error, message):
-    return pytest.raises(error, match=f"^{re.escape(message)}$")
 
 
 @pytest.fixture

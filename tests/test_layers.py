@@ -24,6 +24,7 @@ from cases import (
     bits,
     distance,
     lay_out,
+    raises,
     time_major,
     train,
 )
@@ -41,11 +42,6 @@ def make(cell, *sizes, **options):
     if cell.startswith("gru"):
         return hotloop.GRU(*sizes, reset_after=cell == "gru", **options)
     return hotloop.LSTM(*sizes, **options)
-
-
-def raises(error, message):
-    """The error with exactly this message."""
-    return pytest.raises(error, match=f"^{re.escape(message)}$")
 
 
 def states_of(state):

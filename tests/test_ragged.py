@@ -7,7 +7,6 @@ What runs one by one are dense calls, which other tests hold against the specifi
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import replace
 from functools import lru_cache
 
@@ -27,6 +26,7 @@ from cases import (
     assert_same_bits,
     distance,
     functions,
+    raises,
 )
 from conftest import Variant
 from hypothesis import HealthCheck, Phase, given, settings
@@ -591,10 +591,6 @@ def test_vjp_again_after_arguments_have_changed(cell, variant):
         assert_same_bits(vjp(**upstream)._asdict(), want._asdict())
         only = vjp(**upstream, wrt=["weight_hh"])
         assert_same_bits({"weight_hh": only.weight_hh}, {"weight_hh": want.weight_hh})
-
-
-def raises(error, message):
-    return pytest.raises(error, match=f"^{re.escape(message)}$")
 
 
 ONES = np.ones

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
-from cases import DTYPES, LAYOUTS, assert_same_bits
+from cases import DTYPES, LAYOUTS, assert_same_bits, raises
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torched import CELLS, COVERING, KINDS, OPTIONS, assert_near, make, pack, run, states_of, twins, variables, wide
 
@@ -17,11 +16,6 @@ import hotloop
 import hotloop.torch
 
 NONE = MappingProxyType({})
-
-
-def raises(error, message):
-    """The error with exactly this message."""
-    return pytest.raises(error, match=f"^{re.escape(message)}$")
 
 
 def check(module, leaves, dtype, lengths=None, enforce_sorted=False):

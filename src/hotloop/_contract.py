@@ -491,6 +491,7 @@ def check_size(weights: Weights, seq_len: int, batch_size: int, training: bool) 
 
 
 STATE_RULE = "(batch_size, hidden_size)"
+LAYERS_STATE_RULE = "(num_layers*num_directions, batch_size, hidden_size)"
 
 
 def check_sequence(

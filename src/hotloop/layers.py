@@ -18,6 +18,7 @@ import numpy.typing as npt
 from . import _backend, _stack
 from ._contract import (
     CELLS,
+    LAYERS_STATE_RULE,
     PARAMETERS,
     ZEROS,
     Array,
@@ -54,7 +55,6 @@ from ._parameters import Prepared, check_mapping, frozen, read_state_dict
 Self = TypeVar("Self", bound="_Layers")
 
 _STEP_ROWS = 256  # no call of more rows is short
-_STATE_RULE = "(num_layers*num_directions, batch_size, hidden_size)"
 
 
 class LayerGradients(NamedTuple):
@@ -269,13 +269,13 @@ class _Layers:
         if not self._cell.has_c:
             if isinstance(state, tuple) or (isinstance(state, list) and any(hasattr(part, "shape") for part in state)):
                 raise TypeError(f"state: expected h0, an array, got {_described(state)}")
-            return check_state("h0", state, _STATE_RULE, shape, dtype, unbatched, copy), None
+            return check_state("h0", state, LAYERS_STATE_RULE, shape, dtype, unbatched, copy), None
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state: expected (h0, c0), got {_described(state)}")
         h0, c0 = state
         return (
-            check_state("h0", h0, _STATE_RULE, shape, dtype, unbatched, copy),
-            check_state("c0", c0, _STATE_RULE, shape, dtype, unbatched, copy),
+            check_state("h0", h0, LAYERS_STATE_RULE, shape, dtype, unbatched, copy),
+            check_state("c0", c0, LAYERS_STATE_RULE, shape, dtype, unbatched, copy),
         )
 
     def _run(
@@ -521,8 +521,8 @@ class _Layers:
         shape = (self._num_layers * self._directions, *stack.recurrences[0][0].h_n.shape)
         grad = check_grad_sequence("grad_output", grad_output, layout, last, self._features, dtype)
         grad_c = check_grad_sequence("grad_c", grad_c, layout, last, self._features, dtype)
-        grad_h_n = check_state("grad_h_n", grad_h_n, _STATE_RULE, shape, dtype, layout.unbatched)
-        grad_c_n = check_state("grad_c_n", grad_c_n, _STATE_RULE, shape, dtype, layout.unbatched)
+        grad_h_n = check_state("grad_h_n", grad_h_n, LAYERS_STATE_RULE, shape, dtype, layout.unbatched)
+        grad_c_n = check_state("grad_c_n", grad_c_n, LAYERS_STATE_RULE, shape, dtype, layout.unbatched)
         grad_h0 = np.empty(shape, dtype)
         grad_c0 = np.empty(shape, dtype) if self._cell.has_c else None
         grad_x, gradients = _stack.run_backward(

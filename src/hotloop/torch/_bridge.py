@@ -16,6 +16,7 @@ import torch
 
 from .. import _backend, _memory, _stack
 from .._contract import (
+    LAYERS_STATE_RULE,
     PARAMETERS,
     STATE_RULE,
     TIME_MAJOR,
@@ -225,7 +226,8 @@ class Call:
         array, layout = to_array(tensor), LAYOUTS[self.layout]
         if self.layout == "step":
             array = array[np.newaxis]
-        return check_state(name, array, STATE_RULE, shape, dtype, layout.unbatched)
+        rule = STATE_RULE if self.layout == "step" else LAYERS_STATE_RULE
+        return check_state(name, array, rule, shape, dtype, layout.unbatched)
 
     def _drop(self) -> _stack.Drop | None:
         return None if self.seed is None else partial(drop, self.dropout, self.seed)
