@@ -295,7 +295,7 @@ def _read(count: int, each: int, directions: int, of_x: bool) -> tuple[bool, ...
     The others callers may write to in place before backward, as torch's layers let them.
     """  # fmt: skip
     return tuple([
-        index % each == 1 or (index % each == 0 and (of_x or index >= each * directions)) for index in range(count)
+        i % each == 1 or (i % each == 0 and (of_x or i >= each * directions)) for i in range(count)
     ])  # fmt: skip
 
 
