@@ -2353,20 +2353,12 @@ TORCH = [
         "tests/test_torch_gradients.py -k penalty",
     ),
     Mutant(
-        "torch-second-gradient-of-padding",
-        "src/hotloop/torch/_double.py",
-        "        self.apart = ~active",
-        "        self.apart = torch.zeros_like(active)",
-        "gradients pass through the padding",
-        "tests/test_torch_gradients.py -k test_gradients",
-    ),
-    Mutant(
         "torch-second-gradient-of-resets",
         "src/hotloop/torch/_double.py",
         "            self.apart = self.reset",
         "            self.apart = None",
         "gradients pass through a reset",
-        "tests/test_torch_gradients.py -k test_gradients",
+        "tests/test_torch_gradients.py",
     ),
     Mutant(
         "torch-second-gradient-direction",
@@ -2374,7 +2366,7 @@ TORCH = [
         "    ascending = transposed == reverse",
         "    ascending = not transposed",
         "the recurrence of gradients runs forth in time in reverse too",
-        "tests/test_torch_gradients.py -k test_gradients",
+        "tests/test_torch_gradients.py",
     ),
     Mutant(
         "torch-second-gradient-empty-rows",
@@ -2382,7 +2374,7 @@ TORCH = [
         "        self.empty = lengths == 0",
         "        self.empty = lengths < 0",
         "rows without a step give nothing back to their state",
-        "tests/test_torch_gradients.py -k test_gradients",
+        "tests/test_torch_gradients.py",
     ),
     Mutant(
         "torch-second-gradient-of-a-dropped",

@@ -39,6 +39,10 @@ def problem(kind, form, ways):
         extra = {}
         if ways == "packed":
             x = pack(x, [2, 3], module.batch_first)
+        elif ways == "an empty row":
+            extra = {"lengths": [0, 3]}
+        elif ways == "resets":
+            extra = {"resets": torch.tensor([[False, True], [True, False], [False, True]])}
         elif ways == "lengths, resets":
             flags = torch.tensor([[False, True], [True, False], [False, True]])
             extra = {"lengths": [3, 2], "resets": flags.T if module.batch_first else flags}
@@ -60,6 +64,7 @@ def problem(kind, form, ways):
 CASES = [(kind, form, "dense") for kind in KINDS for form in FORMS]
 CASES += [(kind, "two layers, both directions", way) for kind in KINDS for way in ("packed", "lengths, resets")]
 CASES += [("LSTM", "two layers, both directions", "return_states"), ("GRU", "dropout", "packed")]
+CASES += [("LSTM", "dropout", ways) for ways in ("an empty row", "resets")]
 
 
 @pytest.mark.parametrize(("kind", "form", "ways"), CASES)
