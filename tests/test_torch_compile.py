@@ -213,15 +213,3 @@ def test_jit_trace_of_states_and_packed():
     got, want = traced(x * 2, tuple(states)), module(x * 2, tuple(states))
     torch.testing.assert_close(got, want)
     assert len(states_of(got[1])) == 2
-
-
-@pytest.mark.parametrize("kind", ["GRU", "LSTMCell"])
-def test_jit_script_names_the_way_out(kind):
-    model = Model(kind)
-    message = (f"torch.jit.script: expected torch's own layers, got hotloop.torch.{kind}; use torch.jit.trace, or call "
-               "hotloop.torch.restore_modules(model) first")  # fmt: skip
-    for one in (model, model.layer):
-        with pytest.raises(NotImplementedError, match=f"^{re.escape(message)}$"):
-            torch.jit.script(one)
-    hotloop.torch.restore_modules(model)
-    torch.jit.script(model.layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import MappingProxyType
 
 import numpy as np
@@ -417,9 +418,8 @@ def test_errors_of_what_torch_does_not_have():
         module(x, lengths=[1, 8, 3])
     with raises(ValueError, "lengths: expected shape (batch_size,) = (3,), got (2,)"):
         module(x, lengths=torch.tensor([1, 2]))
-    with raises(TypeError, "resets: expected bool (for each step whether an episode begins), got float32; "
-                           "pass resets.astype(bool)"):  # fmt: skip
-        module(x, resets=torch.zeros(7, 3))
+    with raises(ValueError, "resets: expected True and False, or 1 and 0, got 2.0 in a tensor of torch.float32"):
+        module(x, resets=torch.full((7, 3), 2.0))
     with raises(ValueError, "lengths, resets: expected padded input, got a PackedSequence"):
         module(pack(x, [7, 2, 1]), lengths=[7, 2, 1])
     with raises(TypeError, "return_states: expected False, since the output of a GRU holds every state, got True"):
@@ -634,3 +634,139 @@ def test_layers_of_hotloop_agree():
     )
     got.backward(torch.ones_like(got))
     assert_same_bits({n: p.grad.numpy() for n, p in module.named_parameters()}, vjp(np.ones_like(output)).parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.uint8])
+def test_resets_of_zeros_and_ones(dtype):
+    """As code of reinforcement learning has them."""
+    module = make("GRU", 5, 6)
+    x, flags = torch.randn(7, 3, 5), torch.rand(7, 3) < 0.3
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            assert torch.equal(module(x, resets=flags.to(dtype))[0], module(x, resets=flags)[0])
+    for wrong in (torch.nan, 0.5, -1) if dtype.is_floating_point else (2,):
+        resets = flags.to(dtype)
+        resets[3, 1] = wrong
+        with pytest.raises(ValueError, match="resets: expected True and False, or 1 and 0, got"):
+            module(x, resets=resets)
+
+
+@pytest.mark.parametrize("sizes", [(4, 0), (0, 4), (0, 0)])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", *CELLS])
+def test_sizes_of_zero(kind, sizes):
+    if "Cell" not in kind:
+        with pytest.raises(ValueError, match="size must be greater than zero"):
+            make(kind, *sizes)
+        return
+    ours, theirs = twins(kind, *sizes)
+    x = torch.ones(*((3,) if "Cell" in kind else (5, 3)), sizes[0])
+    for _ in range(2):
+        got, want = (torch.utils._pytree.tree_leaves(module(x)) for module in (ours, theirs))
+        torch.testing.assert_close(got, want)
+        sum(one.sum() for one in got).backward()
+
+
+@pytest.mark.parametrize("state", [(3, 3), (2, 3, 3), (1, 3)])
+def test_states_on_which_torchs_cell_crashes(state):
+    """Without a batch torch's LSTMCell takes states with one for right."""
+    cell = make("LSTMCell", 3, 3)
+    for hx in ((torch.zeros(state), torch.zeros(state)), (torch.zeros(3), torch.zeros(state)), torch.zeros(state)):
+        if isinstance(hx, torch.Tensor) and len(state) == 2:
+            continue  # two states of one dimension, to torch
+        with pytest.raises((RuntimeError, ValueError)):
+            cell(torch.ones(3), hx)
+    big = make("LSTMCell", 512, 512)
+    big(torch.ones(1, 512))
+    with torch.no_grad(), pytest.raises((RuntimeError, ValueError)):
+        big(torch.ones(512), (torch.zeros(512, 512), torch.zeros(512, 512)))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_parametrizations_are_evaluated_as_torch_does(kind, fails):
+    """Some change with each evaluation, as spectral_norm in training does."""
+
+    class Counted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = 0
+
+        def forward(self, weight):
+            self.count += 1
+            return weight * 0.5
+
+    counts = []
+    for module in twins(kind, 5, 6):
+        x = torch.randn(*((3,) if "Cell" in kind else (7, 3)), 5)
+        module(x)
+        names = [name for name, _ in module.named_parameters() if "weight" in name]
+        counted = [Counted() for _ in names]
+        for name, one in zip(names, counted, strict=True):
+            torch.nn.utils.parametrize.register_parametrization(module, name, one)
+        before = [one.count for one in counted]
+        for _ in range(2):
+            with contextlib.suppress(RuntimeError):
+                module(x[..., :2] if fails else x)
+        counts.append([one.count - first for one, first in zip(counted, before, strict=True)])
+    assert fails or counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_assigned_flat_weights(kind):
+    """Code for quantization and LoRA puts other tensors in the place of the parameters."""
+    ours, theirs = twins(kind, 5, 6, 2)
+    x = torch.randn(7, 3, 5)
+    ours(x)
+    for module in (ours, theirs):
+        torch.manual_seed(3)
+        module._flat_weights = [torch.randn_like(weight) for weight in module._flat_weights]
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    for module in (ours, theirs):
+        module._flat_weights[1] = torch.zeros_like(module._flat_weights[1])
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    for module in (ours, theirs):
+        module.weight_hh_l0 = torch.nn.Parameter(torch.ones_like(module.weight_hh_l0))
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+def test_attributes_that_change_the_equations():
+    ours, theirs = twins("RNN_TANH", 5, 6)
+    x = torch.randn(7, 3, 5)
+    for module in (ours, theirs):
+        module(x)
+        module.mode = "RNN_RELU"
+    torch.testing.assert_close(ours(x), theirs(x))
+    ours, theirs = twins("RNNCell_TANH", 5, 6)
+    for module in (ours, theirs):
+        module(x[0])
+        module.nonlinearity = "relu"
+    torch.testing.assert_close(ours(x[0]), theirs(x[0]))
+
+
+def test_zero_tensors():
+    """Of no memory, as torch makes them for gradients that are zero."""
+    for kind in ("GRU", "LSTM"):
+        module = make(kind, 5, 6)
+        x, state = torch._efficientzerotensor(7, 3, 5), torch._efficientzerotensor(1, 3, 6)
+        hx = (state, state) if kind == "LSTM" else state
+        ones = torch.ones(7, 3, 5)
+        for gradients in (False, True, False):
+            with torch.set_grad_enabled(gradients):
+                assert torch.equal(module(x)[0], module(torch.zeros(7, 3, 5))[0])
+                assert torch.equal(module(ones, hx)[0], module(ones)[0])
+        module(x, hx)[0].sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["GRU", "GRUCell", "LSTMCell"])
+def test_weights_made_in_inference_mode(kind):
+    with torch.inference_mode():
+        ours, theirs = twins(kind, 5, 6)
+    x = torch.randn(*((3,) if "Cell" in kind else (7, 3)), 5)
+    for mode in (torch.no_grad, torch.inference_mode):
+        for _ in range(2):
+            with mode():
+                torch.testing.assert_close(ours(x), theirs(x))
+    got, want = (outcome(lambda m=module: m(x.clone().requires_grad_())) for module in (ours, theirs))
+    assert type(got) is type(want)

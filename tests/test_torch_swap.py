@@ -174,3 +174,18 @@ def test_other_things_that_modules_do():
     torch.testing.assert_close(module(x), theirs(x))
     assert isinstance(module, torch.nn.LSTM)
     assert module.extra_repr() == theirs.extra_repr()
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTMCell"])
+def test_restored_after_a_parametrization(kind):
+    layer = getattr(hotloop.torch, kind)(5, 6)
+    torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh" if "Cell" in kind else "weight_hh_l0")
+    x = torch.ones(3, 5) if "Cell" in kind else torch.ones(7, 3, 5)
+    want = layer(x)
+    assert hotloop.torch.restore_modules(layer) == [""]
+    assert isinstance(layer, getattr(torch.nn, kind))
+    assert not isinstance(layer, getattr(hotloop.torch, kind))
+    torch.testing.assert_close(layer(x), want)
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight_hh" if "Cell" in kind else "weight_hh_l0")
+    assert type(layer) is getattr(torch.nn, kind)
+    torch.testing.assert_close(layer(x), want)

@@ -13,6 +13,7 @@ from ._dynamo import allow_in_compile, watch
 from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, _Layers
 from ._swap import Replaced, replace_modules, restore_modules
 from ._threads import share_threads
+from ._tools import adapt
 
 __all__ = [
     "GRU",
@@ -29,5 +30,6 @@ __all__ = [
 ]
 
 watch(_Layers)
+adapt()
 share_threads()
-del watch
+del adapt, watch

@@ -89,6 +89,8 @@ def to_array(tensor: Tensor) -> Array:
         tensor = tensor.resolve_neg()
     address = tensor.data_ptr()
     if not address and tensor.numel():
+        if tensor._is_zerotensor():
+            return np.zeros(tuple(tensor.shape), _TYPES[tensor.dtype][0])
         raise RuntimeError(f"expected a tensor with memory, got shape {tuple(tensor.shape)} over an empty storage")
     kind, size = _TYPES[tensor.dtype]
     memory = _Memory()

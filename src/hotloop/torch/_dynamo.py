@@ -9,14 +9,12 @@ loaded when something is compiled, which takes longer than loading torch: it is 
 from __future__ import annotations
 
 import importlib
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from .._contract import check_flag
+from ._imports import when_loaded
 
 _BUILDER = "torch._dynamo.variables.builder"
 
@@ -50,13 +48,10 @@ def allow_in_compile(allow: bool = True) -> None:
 
 def watch(kind: type) -> None:
     """Let dynamo, now or when it is loaded, take instances of `kind`."""
-    if _BUILDER in sys.modules:
-        _patch(sys.modules[_BUILDER], kind)
-    else:
-        sys.meta_path.insert(0, _Finder(kind))
+    when_loaded(_BUILDER, partial(_patch, kind))
 
 
-def _patch(module: ModuleType, kind: type) -> None:
+def _patch(kind: type, module: ModuleType) -> None:
     builder: Any = getattr(module, "VariableBuilder", None)
     wrap = getattr(builder, "wrap_module", None)
     if wrap is None:  # another version: the graph breaks
@@ -69,34 +64,3 @@ def _patch(module: ModuleType, kind: type) -> None:
             return wrap(self, value)
 
     builder.wrap_module = wrap_module
-
-
-class _Finder(MetaPathFinder):
-    """Finds the module as others do, once, and has it patched when it has run."""
-
-    def __init__(self, kind: type) -> None:
-        self._kind = kind
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname != _BUILDER:
-            return None
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._kind)
-        return spec
-
-
-class _Loader(Loader):
-    def __init__(self, loader: Loader, kind: type) -> None:
-        self._loader, self._kind = loader, kind
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        _patch(module, self._kind)

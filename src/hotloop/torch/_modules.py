@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,6 +25,10 @@ _STRIDED = torch.strided
 _READ_ONCE = 1_000_000
 
 _DTYPES = (torch.float32, torch.float64)
+# What decides the shapes and equations of a call: `Kept` was made for what they were.
+_DECIDING = frozenset((
+    "mode", "nonlinearity", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "dropout", "proj_size",
+))  # fmt: skip
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 if TYPE_CHECKING:
@@ -50,6 +56,12 @@ def _elsewhere() -> str | None:
     return None
 
 
+def _exporting_to_onnx() -> bool:
+    """Whether a traced call becomes ONNX, which has operators for torch's layers and none for these ops."""
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
 def _unfit(name: str, tensor: Any, dtype: torch.dtype, traced: bool) -> str | None:
     """What is the matter with a tensor that backends cannot take as it is."""
     if not isinstance(tensor, Tensor) or (not traced and type(tensor) not in PLAIN):
@@ -63,10 +75,21 @@ def _unfit(name: str, tensor: Any, dtype: torch.dtype, traced: bool) -> str | No
     return None
 
 
+def _flags(resets: Any, traced: bool) -> Any:
+    """`resets` as bool: code of reinforcement learning has them in float or integer tensors of zeros and ones."""
+    if not isinstance(resets, Tensor) or resets.dtype is torch.bool:
+        return resets
+    flags = resets != 0
+    if not traced and not torch.equal(resets, flags.to(resets.dtype)):
+        wrong = resets[flags & (resets != 1)][0].item()
+        raise ValueError(f"resets: expected True and False, or 1 and 0, got {wrong} in a tensor of {resets.dtype}")
+    return flags
+
+
 def _fits(state: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return (
         type(state) is Tensor and state.dtype is dtype and state.shape == shape and state.is_cpu
-        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg()
+        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg() and not state._is_zerotensor()
     )  # fmt: skip
 
 
@@ -80,11 +103,20 @@ class _Recurrent(_Base):
         state.pop("_hotloop", None)
         return state
 
+    def _as_torchs(self) -> Any:
+        """Torch's own layer on the same parameters and hooks."""
+        theirs = self._torch.__new__(self._torch)
+        theirs.__setstate__(self.__getstate__())
+        return theirs
+
     def __prepare_scriptable__(self) -> Any:
-        raise NotImplementedError(
-            f"torch.jit.script: expected torch's own layers, got hotloop.torch.{type(self).__name__}; "
-            "use torch.jit.trace, or call hotloop.torch.restore_modules(model) first"
-        )
+        """What torch.jit.script takes in the place of this one."""
+        return self._as_torchs()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _DECIDING:
+            self.__dict__.pop("_hotloop", None)
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.__dict__.pop("_hotloop", None)  # it would keep the memory that the parameters are about to leave
@@ -93,8 +125,12 @@ class _Recurrent(_Base):
     def _cell(self) -> Cell | None:
         raise NotImplementedError
 
-    def _tensors(self) -> list[Any]:
-        """The weights, in torch's order."""
+    def _own(self) -> list[Any] | None:
+        """The weights, in torch's order, where all are parameters and nothing has been put in their place."""
+        raise NotImplementedError
+
+    def _others(self) -> list[Any]:
+        """The weights where they are not, evaluated as often as torch does: some change with each evaluation."""
         raise NotImplementedError
 
     def _call(self, layout: str) -> Call:
@@ -106,6 +142,8 @@ class _Recurrent(_Base):
 
     def _unfit_weights(self, tensors: Sequence[Any], traced: bool) -> str | None:
         dtype = tensors[0].dtype if isinstance(tensors[0], Tensor) else torch.float32
+        if not self.input_size or not self.hidden_size:
+            return f"input_size = {self.input_size}, hidden_size = {self.hidden_size}"
         for tensor, shape in zip(tensors, self._expected(), strict=True):
             if reason := _unfit("a weight", tensor, dtype, traced):
                 return reason
@@ -114,6 +152,9 @@ class _Recurrent(_Base):
             if tuple(tensor.shape) != shape:
                 return f"a weight of shape {tuple(tensor.shape)}"
         return None
+
+    def _unfit_traced(self, tensors: Sequence[Any]) -> str | None:
+        return "an export to ONNX" if _exporting_to_onnx() else self._unfit_weights(tensors, True)
 
     def _kept(self, tensors: list[Any]) -> Kept | str:
         """Views of the weights, or what is the matter with them."""
@@ -138,11 +179,13 @@ class _Recurrent(_Base):
         unusual: the long way finds out what.
         """  # fmt: skip
         kept: Kept | None = self.__dict__.get("_hotloop")
-        tensors = self._tensors()
-        if kept is None or not kept.holds(tensors) or kept.direct is None:
+        tensors = self._own()
+        if kept is None or tensors is None or not kept.holds(tensors) or kept.direct is None:
             return None
         dtype, shape = kept.dtype, x.shape
-        if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous() or x.is_neg():
+        if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous():
+            return None
+        if x.is_neg() or x._is_zerotensor():
             return None
         if layout == "step":
             if len(shape) != 2:
@@ -235,16 +278,31 @@ class _Layers(_Recurrent):
         bidirectional: bool
         proj_size: int
         _flat_weights_names: list[str]
+        _flat_weights: list[Any]
+        _flat_weight_refs: list[Any]
+        _update_flat_weights: Any
 
     def _cell(self) -> Cell | None:
         return CELLS[_MODES[self.mode]] if self.mode in _MODES and not self.proj_size else None
 
-    def _tensors(self) -> list[Any]:
+    def _own(self) -> list[Any] | None:
         parameters = self._parameters
         try:
-            return [parameters[name] for name in self._flat_weights_names]
+            tensors = [parameters[name] for name in self._flat_weights_names]
         except KeyError:  # made by a hook or a property, as by weight_norm
-            return [getattr(self, name) for name in self._flat_weights_names]
+            return None
+        given = self._flat_weights
+        if len(given) == len(tensors) and all(map(is_, given, tensors)):
+            return tensors
+        # As in torch's layers: where parameters were put in the place of others, as by functional_call, they count;
+        # else what was assigned to `_flat_weights`, as code for quantization and LoRA does.
+        refs = self._flat_weight_refs
+        same = [ref is not None and ref() for ref in refs]
+        return None if len(same) == len(tensors) and all(map(is_, same, tensors)) else tensors
+
+    def _others(self) -> list[Any]:
+        self._update_flat_weights()
+        return self._flat_weights
 
     def _call(self, layout: str) -> Call:
         return Call(
@@ -331,15 +389,17 @@ class _Layers(_Recurrent):
         traced, x, sizes = _traced(), input, None
         if isinstance(input, PackedSequence):
             x, sizes = input.data, input.batch_sizes
-        tensors = self._tensors()
         if self._cell() is None:
             return f"proj_size = {self.proj_size}"
-        if not isinstance(tensors[0], Tensor):
-            return "a weight that is no tensor"
+        if not isinstance(x, Tensor):
+            return f"input of type {type(x).__name__}"
+        tensors = self._own() or self._others()
+        if len(tensors) != len(self._flat_weights_names) or not isinstance(tensors[0], Tensor):
+            return "weights that are no tensors, or of another number"
         dtype = tensors[0].dtype
         if reason := _unfit("input", x, dtype, traced):
             return reason
-        if traced and (reason := self._unfit_weights(tensors, traced)):
+        if traced and (reason := self._unfit_traced(tensors)):
             return reason
         shape = x.shape
         if len(shape) not in ((2, 3) if sizes is None else (2,)) or shape[-1] != self.input_size:
@@ -382,7 +442,7 @@ class _Layers(_Recurrent):
                 if state.shape != states:
                     return f"{name} of shape {tuple(state.shape)}"
         if extra:
-            call.lengths, call.resets, call.threads = lengths, resets, threads
+            call.lengths, call.resets, call.threads = lengths, _flags(resets, traced), threads
             call.return_states = return_states is not False and check_return_states(call.cell, return_states)
         if self.training and self.dropout and self.num_layers > 1:
             seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu")
@@ -497,12 +557,15 @@ class _Cells(_Recurrent):
     def _cell(self) -> Cell | None:
         raise NotImplementedError
 
-    def _tensors(self) -> list[Any]:
+    def _own(self) -> list[Any] | None:
         names, parameters = self._names[: 4 if self.bias else 2], self._parameters
         try:
             return [parameters[name] for name in names]
         except KeyError:
-            return [getattr(self, name) for name in names]
+            return None
+
+    def _others(self) -> list[Any]:
+        return [getattr(self, name) for name in self._names[: 4 if self.bias else 2]]
 
     def _call(self, layout: str) -> Call:
         cell = self._cell()
@@ -544,7 +607,7 @@ class _Cells(_Recurrent):
                 and not torch.is_grad_enabled()
                 and input.shape[:-1] == (1,)
             ):
-                return super().forward(input, hx)
+                return self._theirs(input, hx)
             results = self._quick("step", input, hx)
             if results is not None:
                 return (results[0], results[2]) if len(results) == 3 else results[0]
@@ -559,16 +622,30 @@ class _Cells(_Recurrent):
                 "threads: expected a call that hotloop runs (dense tensors of float32 or float64 on the CPU, of the "
                 f"shapes that torch documents), got {reason}"
             )
+        return self._theirs(input, hx)
+
+    def _theirs(self, input: Any, hx: Any) -> Any:
+        """Torch's cell. Without a batch, it takes an LSTM's states with one for right, and crashes."""
+        if isinstance(self, torch.nn.LSTMCell) and isinstance(input, Tensor) and input.dim() == 1:
+            for name, state in zip(("h", "c"), hx if isinstance(hx, (tuple, list, Tensor)) else (), strict=False):
+                if isinstance(state, Tensor) and state.dim() == 2:
+                    raise RuntimeError(
+                        f"LSTMCell: expected {name} of shape ({self.hidden_size},), since input has 1 dimension, got "
+                        f"{tuple(state.shape)}"
+                    )
         return super().forward(input, hx)
 
     def _one(self, x: Any, hx: Any, threads: Any) -> Any:
-        traced, tensors, cell = _traced(), self._tensors(), self._cell()
+        traced, cell = _traced(), self._cell()
+        if not isinstance(x, Tensor):
+            return f"input of type {type(x).__name__}"
+        tensors = self._own() or self._others()
         if cell is None or not isinstance(tensors[0], Tensor):
             return "a cell of another kind"
         dtype = tensors[0].dtype
         if reason := _unfit("input", x, dtype, traced):
             return reason
-        if traced and (reason := self._unfit_weights(tensors, traced)):
+        if traced and (reason := self._unfit_traced(tensors)):
             return reason
         shape = x.shape
         if len(shape) not in (1, 2) or shape[-1] != self.input_size or (not traced and not x.numel()):

@@ -116,12 +116,22 @@ def restore_modules(model: torch.nn.Module) -> list[str]:
     _check(model)
     names = []
     for name, module in model.named_modules():
-        theirs = _THEIRS.get(type(module))
+        theirs = theirs_of(type(module))
         if theirs is not None:
             module.__dict__.pop("_hotloop", None)
             module.__class__ = theirs
             names.append(name)
     return names
+
+
+def theirs_of(kind: type) -> type | None:
+    """Torch's class in the place of one of ours; of a parametrized layer's too, which parametrize made for it alone."""
+    if kind in _THEIRS:
+        return _THEIRS[kind]
+    if kind.__bases__[0] in _THEIRS and kind.__name__ == f"Parametrized{kind.__bases__[0].__name__}":
+        names = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        return type(kind.__name__, (_THEIRS[kind.__bases__[0]],), names)
+    return None
 
 
 def _reason(module: Any) -> str | None:
