@@ -35,9 +35,9 @@ if not _TYPE_CHECKING:  # else every name would seem to be there
         """`__version__`, looked up when asked for: importlib.metadata is two thirds of the time of an import."""
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib.metadata import version
+        from ._backend import version
 
-        return version(__name__)
+        return version()
 
 
 active()  # chosen now, so that a fallback warns at import and not in the middle of a run

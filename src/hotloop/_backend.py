@@ -17,7 +17,8 @@ from typing import Any, cast
 import numpy as np
 
 from ._contract import Backend, check_threads
-from ._environment import refuse
+from ._environment import natural, quoted, refuse
+from ._processors import usable
 
 ORDER = ("native", "numba", "numpy")
 
@@ -37,7 +38,7 @@ def _choose() -> Backend:
     wanted = os.environ.get("HOTLOOP_BACKEND", "")
     if wanted:
         if wanted not in ORDER:
-            refuse(ValueError(f"HOTLOOP_BACKEND: expected one of {', '.join(ORDER)}, got {wanted!r}"))
+            refuse(ValueError(f"HOTLOOP_BACKEND: expected one of {', '.join(ORDER)}, got {quoted(wanted)}"))
         try:
             return load(wanted)
         except ImportError as error:
@@ -83,17 +84,16 @@ def use(name: str) -> Callable[[], None]:
 
 
 def processors() -> int:
-    """How many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many processors this process may use: by its affinity and its CPU quota (cpu.max, cpu.cfs_quota_us)."""
+    return usable()
 
 
 def get_num_threads() -> int:
     """Return how many threads a call uses unless it is given `threads=`.
 
-    At first the value of HOTLOOP_NUM_THREADS, or else the number of processors this process may run on. Small calls
-    run on one thread however many are allowed.
+    At first the value of HOTLOOP_NUM_THREADS; where that is not set, the number of processors that this process may
+    use, by its affinity and by the CPU quota of its container, and no more than OMP_NUM_THREADS. Small calls run on one
+    thread however many are allowed.
 
     Examples
     --------
@@ -104,10 +104,19 @@ def get_num_threads() -> int:
     global _threads
     if _threads is None:
         text = os.environ.get("HOTLOOP_NUM_THREADS", "")
-        if text and not (text.isascii() and text.isdecimal() and int(text) >= 1):
-            refuse(ValueError(f"HOTLOOP_NUM_THREADS: expected an integer >= 1, got {text!r}"))
-        _threads = check_threads(int(text)) if text else processors()
+        if not text:
+            _threads = _default_threads()
+        elif number := natural(text):
+            _threads = check_threads(number)
+        else:
+            refuse(ValueError(f"HOTLOOP_NUM_THREADS: expected an integer >= 1, got {quoted(text)}"))
     return _threads
+
+
+def _default_threads() -> int:
+    """OMP_NUM_THREADS may be a list, by levels of nesting; what it says besides is OpenMP's to complain about."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(processors(), natural(first) or processors())
 
 
 def set_num_threads(threads: int) -> None:
@@ -183,6 +192,16 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def version() -> str:
+    """Of the installed distribution."""
+    from importlib import metadata  # not at the top: it would be two thirds of the time of `import hotloop`
+
+    try:
+        return metadata.version("hotloop")
+    except metadata.PackageNotFoundError:  # a copy of the folder alone
+        return "unknown"
+
+
 def info() -> Info:
     """Return what hotloop runs on: backend, instruction set, threads, versions, and why a better backend is not in use.
 
@@ -200,15 +219,13 @@ def info() -> Info:
     >>> hotloop.info().backend in ("native", "numba", "numpy")
     True
     """
-    from importlib import metadata  # not at the top: it would be two thirds of the time of `import hotloop`
-
     backend = active()
     reasons = dict(_why_not)
     wanted = os.environ.get("HOTLOOP_BACKEND", "")
     if wanted == backend.NAME:
         reasons |= dict.fromkeys(ORDER[: ORDER.index(wanted)], f"HOTLOOP_BACKEND={wanted}")
     return Info(
-        version=metadata.version("hotloop"),
+        version=version(),
         backend=backend.NAME,
         variant=backend.description(),
         isas=tuple(getattr(backend, "isas", tuple)()),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._environment import refuse
+from ._environment import natural, quoted, refuse
 
 Array = npt.NDArray[Any]
 
@@ -27,9 +27,9 @@ _LARGE = 1 << 17  # below, malloc recycles by itself; at 1 MiB RNN T1000 B1 H128
 
 def _limit() -> int:
     text = os.environ.get("HOTLOOP_RECYCLE_MIB") or "256"
-    if not (text.isascii() and text.isdecimal()):
-        refuse(ValueError(f"HOTLOOP_RECYCLE_MIB: expected an integer >= 0, got {text!r}"))
-    return int(text) << 20
+    if (number := natural(text)) is None:
+        refuse(ValueError(f"HOTLOOP_RECYCLE_MIB: expected an integer >= 0, got {quoted(text)}"))
+    return number << 20
 
 
 _most = _limit()
@@ -43,7 +43,7 @@ class _Block:
 
     def __init__(self, memory: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {
-            "data": (memory.ctypes.data, False),
+            "data": memory.__array_interface__["data"],  # memory.ctypes imports, which the end of Python does not allow
             "shape": shape,
             "typestr": dtype.str,
             "version": 3,

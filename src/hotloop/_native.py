@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _memory
 from ._contract import Array, Backward, Forward, Weights
-from ._environment import refuse
+from ._environment import quoted, refuse
 
 try:
     from ._ffi import ffi, lib
@@ -56,7 +56,7 @@ def description() -> str:
 
 
 if not lib.hotloop_isa():
-    refuse(ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {os.environ['HOTLOOP_ISA']!r}"))
+    refuse(ValueError(f"HOTLOOP_ISA: expected one of {', '.join(isas())}, got {quoted(os.environ['HOTLOOP_ISA'])}"))
 
 
 _INTEGERS, _BYTES = ffi.typeof("int64_t[]"), ffi.typeof("uint8_t *")
@@ -372,7 +372,7 @@ def pack(weights: Weights) -> Packed:
     target = ffi.new("hotloop_forward_args *", _head(weights))
     size = lib.hotloop_packed_bytes(target)
     buffer = _workspace(size if size < 0 else size + 64)
-    start = -buffer.ctypes.data % 64  # a cache line
+    start = -buffer.__array_interface__["data"][0] % 64  # a cache line
     packed = buffer[start : start + size]
     if status := lib.hotloop_pack(target, _from_buffer(packed), size):
         _fail(status)

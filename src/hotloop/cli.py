@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import info
 from ._backend import active, processors
+from ._environment import natural
+from .bench.files import shown
 
 if TYPE_CHECKING:
     from .bench.problems import Shape
@@ -23,16 +26,47 @@ if TYPE_CHECKING:
 RESULTS = ("run.json", "report.html")
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that shows what it was given without what moves a terminal's cursor."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            print(shown(message), end="", file=sys.stderr if file is None else file)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
+    """Run the command and return its exit status: 2 where its output cannot be written.
 
     Parameters
     ----------
     argv : sequence of str, optional
         Arguments, those of the process where None.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="hotloop", description="Fused RNN, LSTM and GRU kernels for CPUs.")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # not one of Python's own
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # here, and not when the interpreter ends, where its error would be a traceback
+    except OSError as error:
+        _give_up_output()
+        with suppress(OSError):
+            print(f"hotloop: error: {shown(str(error.filename or 'output'))}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _give_up_output() -> None:
+    """What is left of the output goes nowhere, so that the end of the interpreter does not stumble over it again."""
+    with suppress(OSError, ValueError):  # it may be no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _Parser(prog="hotloop", description="Fused RNN, LSTM and GRU kernels for CPUs.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands = {
@@ -81,8 +115,8 @@ def _shape(text: str) -> Shape:
 
 def _threads(text: str) -> int:
     most = processors()
-    if text.isascii() and text.isdecimal() and 1 <= int(text) <= most:
-        return int(text)
+    if (number := natural(text)) is not None and 1 <= number <= most:
+        return number
     rule = f"1 to {most}, as many processors as this process may run on" if most > 1 else "1: there is one processor"
     raise argparse.ArgumentTypeError(f"expected {rule}; got {text!r}")
 
@@ -340,8 +374,8 @@ def _report(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
 def _pairs(text: str) -> int:
     from .bench.stats import AT_LEAST
 
-    if text.isascii() and text.isdecimal() and int(text) >= AT_LEAST:
-        return int(text)
+    if (number := natural(text)) is not None and number >= AT_LEAST:
+        return number
     raise argparse.ArgumentTypeError(f"expected an integer >= {AT_LEAST}, got {text!r}")
 
 
@@ -426,7 +460,6 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
     except KeyboardInterrupt:
         say("interrupted")
         return 130
-    print(text, end="", flush=True)  # first: a disk may be full
     failed = False
     for path, content in ((options.markdown, text), (options.json, json.dumps(record))):
         if path is not None:
@@ -435,6 +468,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, comma
             except OSError as error:
                 say(f"error: {path}: {error.strerror}")
                 failed = True
+    print(text, end="", flush=True)  # last: the files are there even where nobody reads this
     return compare.status(record) or (2 if failed else 0)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import stats
+from .markdown import literal
 from .pairs import ROLES, Plan, measure, name_of, new_case
 from .problems import GATE_SHORT, GROUPS, Problem
 from .run import describe_machine
@@ -192,13 +193,15 @@ def markdown(record: Mapping[str, Any]) -> str:
     if same:
         lines += [f"<details><summary>{len(same)} cases without a proven change</summary>", ""]
         lines += [*_table(same, record), "", "</details>", ""]
-    lines += [f"- {remark}" for remark in record["remarks"]]
+    lines += [f"- {literal(remark)}" for remark in record["remarks"]]
     for case in cases:
         if case["status"] == "head":
-            lines.append(f"- {name_of(case)}: {case['detail']}")
+            lines.append(f"- {literal(name_of(case))}: {literal(case['detail'])}")
     again = [case for extra in record["rounds"][1:] for case in extra["cases"] if case["status"] == "ok"]
     if again:
-        told = (f"{name_of(c)} {percent(c['change'])} ({percent(c['low'])} to {percent(c['high'])})" for c in again)
+        told = (
+            f"{literal(name_of(c))} {percent(c['change'])} ({percent(c['low'])} to {percent(c['high'])})" for c in again
+        )
         lines.append(f"- second round: {'; '.join(told)}")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -210,6 +213,5 @@ def _table(cases: Sequence[dict[str, Any]], record: Mapping[str, Any]) -> list[s
         if case["status"] == "ok":
             interval = f"{percent(case['low'])} to {percent(case['high'])}"
             figures = [percent(case["change"]), interval, f"{100 * case['threshold']:.1f} %"]
-        name = name_of(case).replace("|", "\\|")
-        lines.append(f"| {name} | {' | '.join(figures)} | {_outcome(case, record)} |")
+        lines.append(f"| {literal(name_of(case))} | {' | '.join(figures)} | {_outcome(case, record)} |")
     return lines

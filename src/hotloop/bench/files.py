@@ -15,8 +15,51 @@ from typing import Any
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
+# What would move a terminal's cursor, change its colours or turn the order of text around, and how it is shown.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x0A} | {
+    code: f"\\u{code:04x}" for code in (0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+
+
+def shown(text: str) -> str:
+    """`text` without control characters, but for ends of lines."""
+    return text.translate(_CONTROLS)
+
+
+def _shown(value: Any) -> Any:
+    """The same of all text in what was read from a file."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, list):
+        return [one if isinstance(one, (float, int)) else _shown(one) for one in value]
+    return {shown(name): _shown(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
 class FileError(Exception):
     """A file is not what it should be; the message is for the user."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
+
+
+def read_text(path: Path) -> str:
+    """Read a file of text, with a byte order mark or without. Raises FileError.
+
+    Nothing but a file is read: a pipe may never end, and a device such as /dev/zero does not.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise FileError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+    except UnicodeError:
+        raise FileError(f"{path} is not text") from None
+
+
+def parse(text: str) -> Any:
+    """JSON, its text without control characters. Raises ValueError, RecursionError."""
+    return _shown(json.loads(text))
 
 
 def told(error: BaseException) -> str:
@@ -27,15 +70,13 @@ def told(error: BaseException) -> str:
 
 def load(path: Path) -> Any:
     """Read a file of JSON, with a byte order mark or without. Raises FileError."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+        return parse(text)
     except RecursionError:
         raise FileError(f"{path} is not JSON that can be read: too many brackets inside each other") from None
     except ValueError as error:
-        what = "text" if isinstance(error, UnicodeError) else f"JSON ({' '.join(str(error).split())})"
-        raise FileError(f"{path} is not {what}") from None
+        raise FileError(f"{path} is not JSON ({' '.join(str(error).split())})") from None
 
 
 def check_times(values: Iterable[Any], what: str) -> None:
@@ -67,6 +108,8 @@ def why_not_writable(path: Path) -> str | None:
         if not path.absolute().parent.is_dir():
             return f"there is no folder {path.absolute().parent}"
         there = path.exists()
+        if there and not path.is_file():
+            return "it is no regular file"
         path.open("ab").close()
     except OSError as error:
         return error.strerror
@@ -82,5 +125,5 @@ def is_same(one: Path, other: Path) -> bool:
         if one.exists() and other.exists():
             return one.samefile(other)
         return one.resolve() == other.resolve()
-    except OSError:  # a name that is too long is told where the file is read or written
+    except (OSError, RuntimeError):  # a loop of links, or a name that is too long, is told where the file is used
         return False

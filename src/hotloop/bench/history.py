@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import results, stats
-from .files import DAMAGE, FileError, check_times, load, moment, told
+from .files import DAMAGE, FileError, check_times, load, moment, parse, read_text, told
 from .peers import OURS
 from .problems import Problem
 
@@ -143,16 +143,11 @@ def _identity(line: Line) -> tuple[Any, ...]:
 
 def read(path: Path) -> list[Line]:
     """Read the lines of a file. Raises FileError."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise HistoryError(f"{path}: {error.strerror}") from None
-    except UnicodeError:
-        raise HistoryError(f"{path} is not text") from None
+    content = read_text(path)
     lines: list[Line] = []
     for number, text in enumerate(content.splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = parse(text)
             check(line)
         except DAMAGE as error:
             raise HistoryError(f"{path}, line {number}, is no line of a history ({told(error)})") from None

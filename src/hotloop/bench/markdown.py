@@ -77,6 +77,13 @@ def _table(table: Table, folded: str) -> list[str]:
     return [*lines, ""]
 
 
+def literal(text: str) -> str:
+    """A name that comes from outside, so that it shows as it is and nothing in it is markup."""
+    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("*", "\\*"), ("`", "\\`")):
+        text = text.replace(sign, safe)
+    return text.replace("](", "]\\(").replace("\n", " ")
+
+
 def escape(text: str) -> str:
     """Write text so that Markdown shows it as it is; code between backticks stays code."""
     for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("*", "\\*"), ("_", "\\_")):

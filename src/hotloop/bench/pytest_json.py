@@ -91,7 +91,7 @@ def _run_of(path: Path, record: Mapping[str, Any]) -> Run:
                 f"{path} has no raw samples of {one.get('fullname', 'a benchmark')}: write it by --benchmark-json, or "
                 "with --benchmark-save-data"
             )
-        name = one["fullname"]
+        name = one["fullname"].replace("\n", " ")
         name.encode()  # what is no text cannot be printed later
         try:
             check_times(data, name)
