@@ -1674,7 +1674,7 @@ GLUE = [
     Mutant(
         "output-lost-unseen",
         "src/hotloop/cli.py",
-        "            sys.stdout.flush()  # here, and not when the interpreter ends, where its error would be a traceback",
+        "            sys.stdout.flush()  # here: when the interpreter ends, its error would be a traceback",
         "            pass",
         "output that could not be written goes unnoticed",
         "tests/test_commands.py -k cannot_be_written",

@@ -28,6 +28,7 @@ def write(path, name, seconds=1.0):
 
 
 def command(*arguments, stdout=subprocess.PIPE, **variables):
+    variables = {"PYTHONUNBUFFERED": "", **variables}  # what is lost is mostly in a buffer
     return subprocess.run(
         [sys.executable, "-m", "hotloop.cli", *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
         timeout=120, env=os.environ | variables, stdin=subprocess.DEVNULL, encoding="utf-8",

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()  # here, and not when the interpreter ends, where its error would be a traceback
+            sys.stdout.flush()  # here: when the interpreter ends, its error would be a traceback
     except OSError as error:
         _give_up_output()
         with suppress(OSError):
