@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "dispatch.h"
+#include "float_control.h"
 #include "hash.h"
 #include "hotloop.h"
 #include "schedule.h"
@@ -140,6 +141,7 @@ int clamp_threads(int32_t threads) { return threads <= 1 ? 1 : threads < kMaxThr
 
 template <class Args>
 int64_t workspace_of(const Args* args, int64_t count, int32_t threads) {
+  const hotloop::ExceptionsKept exceptions_kept;
   if (args == nullptr || count < 0 || count > kMaxCount) return -1;
   for (int64_t i = 0; i < count; ++i) {
     if (check_sizes(&hotloop::forward_of(args[i])) != HOTLOOP_OK) return -1;
@@ -151,6 +153,7 @@ int64_t workspace_of(const Args* args, int64_t count, int32_t threads) {
 
 template <class Args>
 int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t workspace_bytes, bool if_short = false) {
+  const hotloop::ExceptionsKept exceptions_kept;
   if (args == nullptr || count < 0 || count > kMaxCount) return HOTLOOP_BAD_ARGUMENT;
   for (int64_t i = 0; i < count; ++i) {
     int status = check_sizes(&hotloop::forward_of(args[i]));
@@ -238,7 +241,8 @@ int32_t hotloop_forward_step(const hotloop_forward_args* like, int64_t seq_len, 
                              const void* h0, const void* c0, void* output, void* h_n, void* c_n) {
   const int status = check_weights(like);
   if (status != HOTLOOP_OK) return status;
-  if (like->packed == nullptr) return HOTLOOP_BAD_ARGUMENT;
+  // Before the products below, which must not overflow: check_weights has bounded the other factors.
+  if (like->packed == nullptr || batch_size < 0) return HOTLOOP_BAD_ARGUMENT;
   if (batch_size > kStepRows) return HOTLOOP_WORKSPACE_TOO_SMALL;
   hotloop_forward_args args = *like;
   args.seq_len = seq_len;

@@ -758,7 +758,9 @@ def test_steps(cell, dtype, isa):
     packed = memory[-memory.ctypes.data % 64 :][:size]
     assert lib.hotloop_pack(like, ffi.from_buffer(packed), size) == lib.HOTLOOP_OK
     like.packed = ffi.from_buffer(packed)
-    assert step(like, x=ffi.NULL) == step(like, seq_len=0) == step(like, batch_size=-1) == lib.HOTLOOP_BAD_ARGUMENT
+    assert step(like, x=ffi.NULL) == step(like, seq_len=0) == step(like, seq_len=-(2**63)) == lib.HOTLOOP_BAD_ARGUMENT
+    for rows in (-1, -(2**62), -(2**63)):
+        assert step(like, batch_size=rows) == lib.HOTLOOP_BAD_ARGUMENT
     for many in (4097, 2**31, 2**62, 2**63 - 1):
         assert step(like, batch_size=many) == lib.HOTLOOP_WORKSPACE_TOO_SMALL
         assert step(like, seq_len=many) in (lib.HOTLOOP_WORKSPACE_TOO_SMALL, lib.HOTLOOP_TOO_LARGE)

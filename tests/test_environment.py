@@ -311,6 +311,117 @@ assert len(os.listdir("/proc/self/task")) == before
     run_python(code, tests_folder, timeout=60)
 
 
+def test_a_worker_stays_where_the_user_put_the_process(run_python, best_isa, tests_folder):
+    """`taskset -ap` with the very mask that a worker gave itself when it left its caller's processor."""
+    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+        pytest.skip("needs /proc and two processors")
+    code = CALLS + """
+import os
+from hotloop import _native
+
+class Two:  # of two processors a process with one starts no thread, and there are no more here
+    def __init__(self, lib):
+        self.lib = lib
+    def __getattr__(self, name):
+        return (lambda: 2) if name == "hotloop_processors" else getattr(self.lib, name)
+
+one, other = sorted(os.sched_getaffinity(0))[:2]
+os.sched_setaffinity(0, {one, other})
+_native.lib = Two(_native.lib)
+case = Case("lstm", "float32", 60, 16, 40, 64)
+before = {int(task) for task in os.listdir("/proc/self/task")}
+infer(case, threads=2)
+(worker,) = {int(task) for task in os.listdir("/proc/self/task")} - before
+os.sched_setaffinity(0, {one})
+for _ in range(2000):
+    infer(case, threads=2)
+    if os.sched_getaffinity(worker) == {other}:
+        break
+else:
+    print("it was never on its caller's processor")
+for task in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(task), {other})
+for _ in range(200):
+    infer(case, threads=2)
+    assert os.sched_getaffinity(worker) == {other}
+"""  # fmt: skip
+    run_python(code, tests_folder, timeout=60)
+
+
+def test_threads_compute_as_the_caller(run_python, best_isa, tests_folder):
+    """With its rounding, and flushing subnormal numbers where it does; and no exception is left behind."""
+    code = CALLS + """
+import ctypes, ctypes.util, platform
+libm = ctypes.CDLL(ctypes.util.find_library("m"))
+upward, everything = (0x800, 0x3f) if platform.machine() == "x86_64" else (0x400000, 0x1f)
+case = Case("lstm", "float32", 60, 16, 40, 64)
+bits = lambda threads: [np.asarray(one).tobytes() for one in infer(case, threads=threads).values() if one is not None]
+nearest = bits(1)
+assert bits(2) == nearest
+assert libm.fesetround(upward) == 0
+above, both = bits(1), bits(2)
+assert libm.fesetround(0) == 0
+assert above != nearest
+assert both == above
+assert bits(2) == nearest
+layer, x = hotloop.LSTM(40, 64, rng=0), np.ones((60, 16, 40), np.float32)
+(output, _), vjp = layer.vjp(x)
+upstream = np.ones_like(output)
+step = x[:1, :1].copy()
+for call in (lambda: layer(x), lambda: layer(x, threads=1), lambda: vjp(upstream), lambda: layer(step)):
+    call()
+    for before in (0, everything & 0x4):
+        libm.feclearexcept(everything)
+        libm.feraiseexcept(before)
+        call()
+        assert libm.fetestexcept(everything) == before
+"""  # fmt: skip
+    if hotloop.info().backend != "native":
+        pytest.skip("NumPy and Numba leave what they leave")
+    run_python(code, tests_folder, timeout=60)
+
+
+def test_borrowed_threads_that_come_late_are_left_alone_for_a_while(run_python, best_isa, tests_folder):
+    """A region that waits for a thread the system has put aside."""
+    if hotloop.info().backend != "native" or hotloop._backend.processors() < 2:
+        pytest.skip("the native module borrows threads, where there are two processors")
+    code = CALLS + """
+import ctypes, time
+from hotloop import _native
+TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+regions, late = [], [0.0]
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+def region(task, data, threads, flags):
+    regions.append(threads)
+    TASK(task)(data)
+    time.sleep(late[0])
+
+most = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 2)
+address = lambda function: ctypes.cast(function, ctypes.c_void_p).value
+case = Case("lstm", "float32", 60, 16, 40, 64)
+want = infer(case, threads=1)["output"].tobytes()
+_native.borrow_threads(address(region), address(most))
+
+def used():
+    regions.clear()
+    assert infer(case, threads=2)["output"].tobytes() == want
+    return len(regions)
+
+many = used()
+assert many > 0
+assert used() == many
+late[0] = 0.1
+assert used() == 1  # the first was late: the others are the pool's
+late[0] = 0.0
+assert used() == 0
+time.sleep(1.5)  # 20 times what it waited, of which 50 ms count at most
+assert used() > 0
+_native.borrow_threads(0, 0)
+"""  # fmt: skip
+    run_python(code, tests_folder, timeout=60)
+
+
 # Ctrl-C
 
 INTERRUPTED = """
