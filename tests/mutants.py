@@ -2099,7 +2099,7 @@ TORCH = [
     Mutant(
         "torch-threads-too-few",
         "csrc/threads.cpp",
-        "return most != nullptr && most() >= threads;",
+        "if (most == nullptr || most() < threads) return false;",
         "return most != nullptr;",
         "calls run on fewer threads than they are to have",
         "tests/test_pool.py -k 'test_on_torchs_threads and python_threads'",
