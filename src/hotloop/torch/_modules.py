@@ -89,7 +89,7 @@ def _flags(resets: Any, traced: bool) -> Any:
 def _fits(state: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return (
         type(state) is Tensor and state.dtype is dtype and state.shape == shape and state.is_cpu
-        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg() and not state._is_zerotensor()
+        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg()
     )  # fmt: skip
 
 
@@ -286,14 +286,14 @@ class _Layers(_Recurrent):
         return CELLS[_MODES[self.mode]] if self.mode in _MODES and not self.proj_size else None
 
     def _own(self) -> list[Any] | None:
-        parameters = self._parameters
+        parameters, given = self._parameters, self._flat_weights
+        tensors = list(parameters.values())
+        if len(given) == len(tensors) and all(map(is_, given, tensors)):
+            return tensors
         try:
             tensors = [parameters[name] for name in self._flat_weights_names]
         except KeyError:  # made by a hook or a property, as by weight_norm
             return None
-        given = self._flat_weights
-        if len(given) == len(tensors) and all(map(is_, given, tensors)):
-            return tensors
         # As in torch's layers: where parameters were put in the place of others, as by functional_call, they count;
         # else what was assigned to `_flat_weights`, as code for quantization and LoRA does.
         refs = self._flat_weight_refs

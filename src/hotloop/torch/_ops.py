@@ -8,7 +8,6 @@ it runs `forward` again. Both ways differentiate with the backward op where the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ._shapes import check_extras, check_inputs, check_kind, check_saved, result
 
 Tensor = torch.Tensor
 
+_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 
 _CALL = (
@@ -244,27 +244,27 @@ class Recurrence(torch.autograd.Function):
         else:
             results, saved = _single.forward(call, kept, sizes, x, h0, c0)
         output, h_n, c_n, c = results
-        ctx.call, ctx.kept, ctx.sizes = call, kept, sizes
-        ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-        ctx.weights, ctx.versions = weights, _packed.versions(weights)
-        flags = _read(len(weights), 4 if call.bias else 2, call.directions, ctx.needs_input_grad[3])
-        read = [weight if flag else None for weight, flag in zip(weights, flags, strict=True)]
+        hooked = _hooks(False) is not None
+        read = kept.read(weights, ctx.needs_input_grad[3])
         mine = output, c
         if call.layout == "packed":  # the flat ones are among the saved
             mine = None, None
-        elif ctx.hooked:  # a hook keeps the tensor itself, to which the caller may write
+        elif hooked:  # a hook keeps the tensor itself, to which the caller may write
             mine = output.clone(), None if c is None else c.clone()
         ctx.save_for_backward(x, h0, c0, *read, *mine, *saved)
-        # Of the weights the memory counts that they have now, unless a hook keeps them.
-        held = read if ctx.hooked else [None] * len(read)
-        ctx.shapes = [None if tensor is None else tensor.shape for tensor in (x, h0, c0, *held, *mine, *saved)]
+        shapes = [None if tensor is None else tensor.shape for tensor in (x, h0, c0, *mine, *saved)]
+        try:
+            versions = [weight._version for weight in weights]
+        except RuntimeError:  # tensors of inference mode have none
+            versions = _packed.versions(weights)
+        ctx.left = call, kept, sizes, weights, versions, hooked, shapes
         return (output, h_n) if c_n is None else (output, h_n, c_n) if c is None else (output, h_n, c_n, c)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        call = ctx.call
+        call, kept, sizes, given, *_, hooked, _ = ctx.left
         x, h0, c0, *rest = _saved(ctx)
-        count = len(ctx.weights)
+        count = len(given)
         weights, (output, c, *saved) = rest[:count], rest[count:]
         wanted = ctx.needs_input_grad[3:]
         grad_output, grad_h_n, *more = grads
@@ -278,9 +278,9 @@ class Recurrence(torch.autograd.Function):
             left = _as_they_were(ctx, weights), output, c, saved
             every = _all_weights(ctx, weights)
             return None, None, None, *Gradient.apply(call, left, wanted, *upstream, x, h0, c0, *every)
-        if ctx.sizes is not None and not ctx.hooked and ctx.kept.unmoved() and ctx.kept.direct is not None:
+        if sizes is not None and not hooked and kept.unmoved() and kept.direct is not None:
             # None: another backend has been chosen since
-            results = _single.backward(call, ctx.kept, ctx.sizes, upstream, x, h0, c0, output, saved, wanted)
+            results = _single.backward(call, kept, sizes, upstream, x, h0, c0, output, saved, wanted)
         else:
             results = call.backward(*upstream, x, h0, c0, _as_they_were(ctx, weights), output, c, saved, wanted)
         return None, None, None, *results
@@ -308,20 +308,11 @@ class Gradient(torch.autograd.Function):
         return None, None, None, *of_upstream, *of_inputs
 
 
-@lru_cache
-def _read(count: int, each: int, directions: int, of_x: bool) -> tuple[bool, ...]:
-    """Which weights the backward kernels read: no bias, and weight_ih of the first layer for the gradient of x only.
-    The others callers may write to in place before backward, as torch's layers let them.
-    """  # fmt: skip
-    return tuple([
-        i % each == 1 or (i % each == 0 and (of_x or i >= each * directions)) for i in range(count)
-    ])  # fmt: skip
-
-
 def _all_weights(ctx: Any, read: Sequence[Tensor | None]) -> list[Tensor]:
     """With the weights that backward does not read, which are still what they were: to compute forward again."""
     weights = []
-    for tensor, given, before in zip(read, ctx.weights, ctx.versions, strict=True):
+    _, _, _, every, versions, *_ = ctx.left
+    for tensor, given, before in zip(read, every, versions, strict=True):
         if tensor is None and (now := _packed.version(given)) != before:
             raise RuntimeError(
                 "a gradient of the gradient, or one after a result was written to in place, needs all weights as they "
@@ -336,42 +327,48 @@ def _as_they_were(ctx: Any, given: Sequence[Tensor | None]) -> Any:
     """The weights for the backward kernels: what a hook gave back; else the memory that they had in forward, whatever
     the parameters have been given since, as by `.data = ` and `model.double()`.
     """  # fmt: skip
-    kept = ctx.kept
-    if ctx.hooked:
+    call, kept, _, _, _, hooked, _ = ctx.left
+    if hooked:
         pairs = zip(kept.tensors, given, strict=True)
-        return ctx.call.weights([ours if theirs is None else theirs for ours, theirs in pairs])
+        return call.weights([ours if theirs is None else theirs for ours, theirs in pairs])
     # Where memory has moved, as after share_memory_(), which frees what the storage had.
-    return kept.weights if kept.unmoved() else ctx.call.weights(kept.tensors)
+    return kept.weights if kept.unmoved() else call.weights(kept.tensors)
 
 
 def _saved(ctx: Any) -> list[Any]:
     """What was saved. Where the caller has written to a result since, as `output += x` does, it is computed again."""
+    call, kept, sizes, weights, _, hooked, shapes = ctx.left
+    count = 3 + len(weights)
     try:
         tensors = list(ctx.saved_tensors)
     except RuntimeError:
-        if ctx.hooked:  # what it keeps is no result that a caller has: the error is the hook's
+        if hooked:  # what it keeps is no result that a caller has: the error is the hook's
             raise
         # One has changed; if it is an input, then that is the caller's mistake, and is said here.
-        raw = ctx._raw_saved_tensors[: 3 + len(ctx.weights)]
+        raw = ctx._raw_saved_tensors[:count]
         x, h0, c0, *read = [one if one is None else one.unpack() for one in raw]
         assert x is not None
         weights = _all_weights(ctx, read)
-        check_inputs(ctx.call, x, h0, c0, weights)
+        check_inputs(call, x, h0, c0, weights)
         with torch.no_grad():
-            results, saved = ctx.call.forward(x, h0, c0, ctx.call.weights(weights), None, True)
+            results, saved = call.forward(x, h0, c0, call.weights(weights), None, True)
         return [x, h0, c0, *read, results[0], results[3], *saved]
-    dtype = ctx.kept.dtype
-    first = 0 if ctx.sizes is not None else 1  # the general way takes an x of any strides
-    changed = [
-        index for index, (tensor, shape) in enumerate(zip(tensors, ctx.shapes, strict=True))
-        if shape is not None and (
-            tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu
-            or (index >= first and not tensor.is_contiguous())
-        )
-    ]  # fmt: skip
-    for index in changed:
-        tensors[index] = _given_back(tensors[index], dtype, ctx.shapes[index])
-    return tensors
+    held = tensors[:3] + tensors[count:]
+    there = [tensor for tensor in held if tensor is not None]
+    if (
+        [None if tensor is None else tensor.shape for tensor in held] != shapes
+        or [tensor.dtype for tensor in there] != [kept.dtype] * len(there)
+        or not all([tensor.is_cpu for tensor in there])
+        # The general way takes an x of any strides.
+        or not all([tensor.is_contiguous() for tensor in (there if sizes is not None else there[1:])])
+    ):
+        held = [
+            one if one is None else _given_back(one, kept.dtype, two) for one, two in zip(held, shapes, strict=True)
+        ]
+    if hooked:  # of weights that no hook keeps the memory counts that they had
+        pairs = zip(tensors[3:count], kept.tensors, strict=True)
+        tensors[3:count] = [one if one is None else _given_back(one, kept.dtype, two.shape) for one, two in pairs]
+    return held[:3] + tensors[3:count] + held[3:]
 
 
 def _given_back(tensor: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:

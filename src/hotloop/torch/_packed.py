@@ -63,6 +63,20 @@ class Kept:
                 return False
         return True
 
+    def read(self, weights: Sequence[Tensor], of_x: bool) -> list[Tensor | None]:
+        """The weights that the backward kernels read: no bias, and weight_ih of the first layer for the gradient of x
+        only. The others callers may write to in place before backward, as torch's layers let them.
+        """  # fmt: skip
+        call = self.call
+        kept: list[Tensor | None] = list(weights)
+        first = 0 if of_x else call.directions
+        for index in range(0, len(kept), 4 if call.bias else 2):
+            if call.bias:
+                kept[index + 2] = kept[index + 3] = None
+            if first:
+                kept[index], first = None, first - 1
+        return kept
+
     def unmoved(self) -> bool:
         """Whether the storages have the memory they had: `share_memory_` and `resize_` give them another."""
         return [tensor.data_ptr() for tensor in self.tensors] == self._addresses
@@ -97,7 +111,10 @@ class Kept:
         if self._fingerprint is None:
             return None
         before, hashed, packed = self._packed
-        now = versions(tensors)
+        try:
+            now = [tensor._version for tensor in tensors]
+        except RuntimeError:  # tensors of inference mode have none
+            now = versions(tensors)
         if before != now or hashed != self._fingerprint():
             hashed, packed = _hashed_and_packed(backend, self.weights)
             self._packed = now, hashed, packed
@@ -150,10 +167,7 @@ def _copied(array: Any) -> Any:
 
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
-    try:
-        return [tensor._version for tensor in tensors]
-    except RuntimeError:
-        return [version(tensor) for tensor in tensors]
+    return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def version(tensor: Tensor) -> int:
