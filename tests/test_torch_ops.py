@@ -92,6 +92,10 @@ WRONG = {  # the kind of call, what is changed, and the error
     "lengths": ({}, {"lengths": torch.tensor([9, 1])}, "lengths: expected integers from 0 to seq_len = 4, got 9 at 0"),
     "lengths of packed": ({"layout": "packed"}, {"lengths": torch.tensor([1, 1])},
                           "lengths, resets: expected None with layout 'packed', got a tensor"),
+    "indices on another device": ({"layout": "packed"}, {"unsorted": lambda one: one.to("meta")},
+                                  "unsorted: expected a tensor on cpu, where weight_ih is, got one on meta"),
+    "a seed on another device": ({}, {"seed": torch.tensor(1, device="meta")},
+                                 "seed: expected a tensor on cpu, where weight_ih is, got one on meta"),
     "sizes without packed": ({}, {"batch_sizes": torch.tensor([2])},
                              "batch_sizes: expected a tensor with layout 'packed' and None elsewhere, got tensor([2]) "
                              "with layout 'time_major'"),

@@ -15,8 +15,8 @@ import torch
 
 from .._contract import CELLS
 from . import _double, _packed, _single
-from ._bridge import Call, to_array
-from ._shapes import check_extras, check_inputs, check_kind, check_saved, results, saved_shapes
+from ._bridge import Call, to_array, to_tensor
+from ._shapes import check_devices, check_extras, check_inputs, check_kind, check_saved, results, saved_shapes
 
 Tensor = torch.Tensor
 
@@ -62,9 +62,11 @@ def _call(weights: Sequence[Tensor], given: Sequence[Any]) -> Call:
     )  # fmt: skip
 
 
-def _checked(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], given: Sequence[Any]) -> Call:
+def _checked(
+    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], given: Sequence[Any]
+) -> Call:
     """The call, with nothing in it that does not fit."""
-    call = _call(weights, given)
+    check_devices(weights, given[:5])
     check_inputs(call, x, h0, c0, weights)
     check_extras(call)
     return call
@@ -75,7 +77,7 @@ def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _infer(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call = _checked(x, h0, c0, weights, given)
+    call = _checked(_call(weights, given), x, h0, c0, weights, given)
     prepared = call.weights(weights)
     results, _ = call.forward(x, h0, c0, prepared, _packed.of_op(call, weights, prepared, x), False)
     return tuple([_or_empty(result, x) for result in results])
@@ -84,7 +86,7 @@ def _infer(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor
 def _forward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
     if not given[-1]:
         return *_infer(x, h0, c0, weights, *given), []
-    call = _checked(x, h0, c0, weights, given)
+    call = _checked(_call(weights, given), x, h0, c0, weights, given)
     results, saved = call.forward(x, h0, c0, call.weights(weights), None, True)
     ragged = call.rows(to_array(x)).ragged
     if saved and ragged is not None and ragged.offsets is None:  # the results of an op are numbers throughout
@@ -95,7 +97,7 @@ def _forward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tens
 
 
 def _backward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call = _checked(x, h0, c0, weights, given)
+    call = _checked(_call(weights, given), x, h0, c0, weights, given)
     *upstream, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
     check_saved(call, x, weights, upstream, output, c, saved, wanted)
     output, c, *saved = (tensor.contiguous() for tensor in (output, c, *saved))
@@ -108,7 +110,7 @@ def _backward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Ten
 
 
 def _infer_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call = _checked_fake(x, h0, c0, weights, given)
+    call = _checked(_call_fake(weights, given), x, h0, c0, weights, given)
     outer, states = results(call, x)
     return (
         x.new_empty(outer),
@@ -126,7 +128,7 @@ def _forward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list
 
 
 def _backward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
-    call = _checked_fake(x, h0, c0, weights, given)
+    call = _checked(_call_fake(weights, given), x, h0, c0, weights, given)
     *upstream, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
     check_saved(call, x, weights, upstream, output, c, saved, wanted)
     states = results(call, x)[1]
@@ -141,10 +143,6 @@ def _backward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: lis
 def _call_fake(weights: Sequence[Tensor], given: Sequence[Any]) -> Call:
     """A fake seed has no value."""
     return _call(weights, (*given[:4], None, *given[5:]))
-
-
-def _checked_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], given: Sequence[Any]) -> Call:
-    return _checked(x, h0, c0, weights, (*given[:4], None, *given[5:]))
 
 
 def _needs(ctx: Any, h0: Any, c0: Any) -> list[bool]:
@@ -252,7 +250,8 @@ class Recurrence(torch.autograd.Function):
         elif hooked:  # a hook keeps the tensor itself, to which the caller may write
             mine = output.clone(), None if c is None else c.clone()
         ctx.save_for_backward(x, h0, c0, *read, *mine, *saved)
-        shapes = [None if tensor is None else tensor.shape for tensor in (x, h0, c0, *mine, *saved)]
+        # A hook may give back anything for anything; without one the caller can change what he has given.
+        shapes = [None if one is None else one.shape for one in ((x, h0, c0, *mine, *saved) if hooked else (x, h0, c0))]
         try:
             versions = [weight._version for weight in weights]
         except RuntimeError:  # tensors of inference mode have none
@@ -353,22 +352,21 @@ def _saved(ctx: Any) -> list[Any]:
         with torch.no_grad():
             results, saved = call.forward(x, h0, c0, call.weights(weights), None, True)
         return [x, h0, c0, *read, results[0], results[3], *saved]
-    held = tensors[:3] + tensors[count:]
-    there = [tensor for tensor in held if tensor is not None]
-    if (
-        [None if tensor is None else tensor.shape for tensor in held] != shapes
-        or [tensor.dtype for tensor in there] != [kept.dtype] * len(there)
-        or not all([tensor.is_cpu for tensor in there])
-        # The general way takes an x of any strides.
-        or not all([tensor.is_contiguous() for tensor in (there if sizes is not None else there[1:])])
-    ):
-        held = [
-            one if one is None else _given_back(one, kept.dtype, two) for one, two in zip(held, shapes, strict=True)
-        ]
+    dtype = kept.dtype
+    for index, shape in enumerate(shapes):
+        place = index if index < 3 else index + len(weights)
+        one = tensors[place]
+        if one is None or (
+            one.shape == shape and one.dtype is dtype and one.is_cpu and not one.is_neg()
+            # The general way takes an x of any strides.
+            and (one.is_contiguous() or (sizes is None and not index)) and one.data_ptr()
+        ):  # fmt: skip
+            continue
+        tensors[place] = _given_back(one, dtype, shape)
     if hooked:  # of weights that no hook keeps the memory counts that they had
         pairs = zip(tensors[3:count], kept.tensors, strict=True)
-        tensors[3:count] = [one if one is None else _given_back(one, kept.dtype, two.shape) for one, two in pairs]
-    return held[:3] + tensors[3:count] + held[3:]
+        tensors[3:count] = [one if one is None else _given_back(one, dtype, two.shape) for one, two in pairs]
+    return tensors
 
 
 def _given_back(tensor: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:
@@ -379,4 +377,6 @@ def _given_back(tensor: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:
             f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
             "has a hook or an assignment to .data changed it?"
         )
-    return tensor.contiguous() if tensor.layout is torch.strided else tensor.to_dense()
+    if tensor.layout is not torch.strided:
+        return tensor.to_dense()
+    return to_tensor(np.ascontiguousarray(to_array(tensor)))

@@ -18,6 +18,7 @@ from ._bridge import LAYOUTS, Call
 Tensor = torch.Tensor
 
 _DTYPES = (torch.float32, torch.float64)
+_INTEGERS = ("lengths", "resets", "batch_sizes", "unsorted", "seed")  # and flags: the op's arguments after the weights
 
 # x as each layout has it; beside them how many dimensions.
 _OF_X = {
@@ -48,6 +49,14 @@ def check_kind(cell: str, layers: int, directions: int, bias: bool, layout: str,
         )
     if weights[1].dim() != 2:
         raise ValueError(f"weight_hh: expected 2 dimensions, got {weights[1].dim()}")
+
+
+def check_devices(weights: Sequence[Tensor], integers: Sequence[Tensor | None]) -> None:
+    """With one of them on "meta", torch runs the fake: its results are memory that nobody has written to."""
+    device = weights[0].device
+    for name, tensor in zip(_INTEGERS, integers, strict=True):
+        if tensor is not None and tensor.device != device and device.type != "meta":
+            raise ValueError(f"{name}: expected a tensor on {device}, where weight_ih is, got one on {tensor.device}")
 
 
 def check_inputs(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> None:
