@@ -9,6 +9,7 @@ each Python thread was, after HOTLOOP_TEST_LIMIT seconds, and ends.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import functools
 import hashlib
@@ -386,16 +387,31 @@ def on_torchs_threads():
     """From here on; they are awake, as after any operation of torch."""
     import torch
 
+    regions, keep = [], []
+    borrow, kind = _native.borrow_threads, ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_uint] * 2)
+
+    def counted(run, most):
+        def region(task, data, threads, flags):
+            regions.append(threads)
+            keep[0](task, data, threads, flags)
+
+        keep[:] = kind(run), kind(region)
+        borrow(ctypes.cast(keep[1], ctypes.c_void_p).value, most)
+
+    _native.borrow_threads = counted
     import hotloop.torch
 
     torch.set_num_threads(2)
     torch.ones(1 << 20).add_(1)
-    started = len(os.listdir("/proc/self/task"))
     compute()
-    assert len(os.listdir("/proc/self/task")) == started, "a thread of hotloop's own"
+    borrowed = len(regions)
+    assert borrowed, "no call ran on torch's threads"
     torch.set_num_threads(1)
     compute()  # torch has too few: one of our own
-    assert len(os.listdir("/proc/self/task")) > started
+    assert len(regions) == borrowed
+    assert len(os.listdir("/proc/self/task")) >= 3, "no thread of hotloop's own"
+    _native.borrow_threads = borrow
+    hotloop.torch.share_threads()
     torch.set_num_threads(2)
     hotloop.torch.share_threads(False)
     compute()

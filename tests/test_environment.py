@@ -399,7 +399,7 @@ def region(task, data, threads, flags):
 
 most = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 2)
 address = lambda function: ctypes.cast(function, ctypes.c_void_p).value
-case = Case("lstm", "float32", 60, 16, 40, 64)
+case = Case("lstm", "float32", 4000, 16, 40, 64)  # several regions
 want = infer(case, threads=1)["output"].tobytes()
 _native.borrow_threads(address(region), address(most))
 
@@ -408,15 +408,19 @@ def used():
     assert infer(case, threads=2)["output"].tobytes() == want
     return len(regions)
 
-many = used()
-assert many > 0
-assert used() == many
+def until_used():  # a busy machine may have put threads aside by itself, for a second at most
+    for _ in range(600):
+        if many := used():
+            return many
+        time.sleep(0.05)
+    raise AssertionError("borrowed threads are left alone for ever")
+
+assert max(until_used() for _ in range(5)) > 1
 late[0] = 0.1
-assert used() == 1  # the first was late: the others are the pool's
-late[0] = 0.0
-assert used() == 0
-time.sleep(1.5)  # 20 times what it waited, of which 50 ms count at most
-assert used() > 0
+assert until_used() == 1  # the first was late: the others are the pool's
+late[0], since = 0.0, time.monotonic()
+assert used() == 0 or time.monotonic() - since > 0.9  # 20 times what it waited, of which 50 ms count at most
+until_used()
 _native.borrow_threads(0, 0)
 """  # fmt: skip
     run_python(code, tests_folder, timeout=60)
