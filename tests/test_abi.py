@@ -307,10 +307,22 @@ def test_products_that_overflow(call, exponents):
         refuse(call, lib.HOTLOOP_WORKSPACE_TOO_SMALL)
 
 
+def test_saved_gates_that_overflow(call):
+    """The bound is that of four gates of every step, which is more than any other sequence has."""
+    f = call.forward
+    f.seq_len, f.batch_size, f.input_size, f.hidden_size = 2**30, 1, 1, 2**21
+    assert lib.hotloop_forward_workspace(ffi.addressof(f), 1, 1) == -1
+    refuse(call, lib.HOTLOOP_TOO_LARGE)
+    f.seq_len = 2**28
+    assert lib.hotloop_forward_workspace(ffi.addressof(f), 1, 1) > 0
+    refuse(call, lib.HOTLOOP_WORKSPACE_TOO_SMALL)
+
+
 @pytest.mark.parametrize(
     "field",
-    ["x_stride_t", "x_stride_b", "output_stride_t", "output_stride_b"],
-)
+    ["x_stride_t", "x_stride_b", "output_stride_t", "output_stride_b", "c_stride_t", "c_stride_b", "resets_stride_t",
+     "resets_stride_b"],
+)  # fmt: skip
 @pytest.mark.parametrize("value", [2**62, -(2**62), 2**63 - 1, -(2**63)])
 def test_strides_that_overflow(call, field, value):
     setattr(call.forward, field, value)
@@ -319,8 +331,9 @@ def test_strides_that_overflow(call, field, value):
 
 @pytest.mark.parametrize(
     "field",
-    ["grad_output_stride_t", "grad_output_stride_b", "grad_x_stride_t", "grad_x_stride_b"],
-)
+    ["grad_output_stride_t", "grad_output_stride_b", "grad_x_stride_t", "grad_x_stride_b", "grad_c_stride_t",
+     "grad_c_stride_b"],
+)  # fmt: skip
 @pytest.mark.parametrize("value", [2**62, -(2**62), 2**63 - 1, -(2**63)])
 def test_gradient_strides_that_overflow(call, field, value):
     setattr(call.struct, field, value)
@@ -460,6 +473,31 @@ def test_workspaces_are_not_overrun(cell, batch_size, isa):
                 drive(run)  # on a busy machine several rounds may take long enough to come back early
                 assert (memory[:start] == 0xA5).all()
                 assert (memory[start + size :] == 0xA5).all()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("threads", [2, 4, 6])
+def test_workspaces_of_teams_are_not_overrun(cell, threads, isa):
+    """Several teams in one recurrence, each with flags of its own behind the others'; and of several recurrences."""
+    for count in (1, 2):
+        calls = [Call(Case(cell, "float32", 24, batch_size, 8, 256), threads=threads) for batch_size in (2, 3)][:count]
+        want = [one.results["output"].copy() for one in calls]
+        for one, kept in zip(calls, want, strict=True):
+            one.threads = 1
+            drive(one.run_forward)
+            kept[...] = one.results["output"]
+            one.results["output"][...] = np.nan
+        structs = ffi.new("hotloop_forward_args[]", [one.forward for one in calls])
+        for struct in structs:
+            struct.cursor = 0
+        size = lib.hotloop_forward_workspace(structs, count, threads)
+        memory = np.full(size + 256, 0xA5, np.uint8)
+        start = -memory.ctypes.data % 64 + 64
+        drive(lambda: lib.hotloop_forward(structs, count, threads, Call.address(memory[start:]), size))
+        assert (memory[:start] == 0xA5).all()
+        assert (memory[start + size :] == 0xA5).all()
+        for one, kept in zip(calls, want, strict=True):
+            assert np.array_equal(one.results["output"], kept)
 
 
 def packed_weights(call):
