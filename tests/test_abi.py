@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -493,7 +494,7 @@ def test_workspaces_of_teams_are_not_overrun(cell, threads, isa):
         size = lib.hotloop_forward_workspace(structs, count, threads)
         memory = np.full(size + 256, 0xA5, np.uint8)
         start = -memory.ctypes.data % 64 + 64
-        drive(lambda: lib.hotloop_forward(structs, count, threads, Call.address(memory[start:]), size))
+        drive(partial(lib.hotloop_forward, structs, count, threads, Call.address(memory[start:]), size))
         assert (memory[:start] == 0xA5).all()
         assert (memory[start + size :] == 0xA5).all()
         for one, kept in zip(calls, want, strict=True):

@@ -49,6 +49,18 @@ def negated(one):
     return torch._neg_view(-one)
 
 
+def outlived(one):
+    """What a transform of torch.func gave to a function that kept it."""
+    kept = []
+
+    def function(tensor):
+        kept.append(tensor)
+        return tensor.sum()
+
+    torch.func.grad(function)(one)
+    return kept[0]
+
+
 class Other(torch.Tensor):
     """A subclass."""
 
@@ -60,6 +72,7 @@ LYING = {
     "negated": negated, "one row for all": lambda one: one[..., :1, :].expand(one.shape),
     "at an odd place": lambda one: torch.cat([torch.zeros(3), one.flatten()])[3:].view(one.shape),
     "zero": lambda one: torch._efficientzerotensor(one.shape), "elsewhere": lambda one: one.clone(),
+    "outlived a transform": outlived,
     "a parameter": torch.nn.Parameter, "a subclass": lambda one: one.as_subclass(Other),
     "of NumPy": lambda one: torch.from_numpy(np.asfortranarray(one.numpy())),
 }  # fmt: skip
@@ -135,6 +148,47 @@ def test_an_argument_that_is_another(kind, change):
         with torch.no_grad():  # and it is what it was
             for one, other in zip(ended(modules[0], x, hx), want, strict=True):
                 assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *CELLS])
+@pytest.mark.parametrize("change", [*LYING, *MISFIT])
+def test_a_weight_that_is_another(kind, change):
+    """By torch.func.functional_call, one after the other."""
+    sizes = (4, 3) if kind in KINDS else (3,)
+    modules = warm(kind, sizes)
+    x, hx = given(modules[0], sizes)
+    for name, parameter in modules[0].named_parameters():
+        if parameter.dim() == 1 and change in (
+            "rows apart",
+            "columns first",
+            "one row for all",
+            "more rows",
+            "no rows",
+        ):
+            continue
+        other = {**LYING, **MISFIT}[change](parameter.detach())
+        for grad in (False, True):
+            called = [Called(each, {name: other}) for each in modules]
+            with torch.set_grad_enabled(grad):
+                # What torch makes of these is memory beside that of the weight, and it may end the process.
+                if (kind == "LSTM" and change in MISFIT and change != "None") or change == "meta":
+                    assert isinstance(ended(called[0], x, hx), Exception)
+                else:
+                    compare(called, x, hx)
+        with torch.no_grad():  # and it is what it was
+            compare(modules, x, hx)
+
+
+class Called:
+    """A module with other parameters; torch's with real zeros."""
+
+    def __init__(self, module, parameters):
+        self.module = module
+        ours = type(module).__module__ == "hotloop.torch"
+        self.parameters = parameters if ours else {name: real(one) for name, one in parameters.items()}
+
+    def __call__(self, x, hx):
+        return torch.func.functional_call(self.module, self.parameters, (x, hx))
 
 
 OF_ONE = ["LSTM", "GRU", "RNN_TANH", "LSTMCell", "GRUCell", "RNNCell_TANH"]

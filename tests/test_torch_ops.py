@@ -251,6 +251,33 @@ def test_changed_before_backward(change, layers):
         output.sum().backward()
 
 
+MAY_LIE = {
+    "columns first": lambda one: one.mT.contiguous().mT,
+    "negated": lambda one: torch._neg_view(-one),
+    "zero": lambda one: torch._efficientzerotensor(one.shape, dtype=one.dtype),
+}
+
+
+@pytest.mark.parametrize("way", MAY_LIE)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_x_lies_otherwise_before_backward(kind, layers, way):
+    """Assigned to .data: numbers of the same shape, which backward reads anew, as torch's layers do."""
+    module = pairs(kind, layers, dtype=torch.float64)[0]
+    h0 = torch.rand(layers, B, H, dtype=torch.float64)
+    found = []
+    for place in (torch.clone, MAY_LIE[way]):
+        h, c = h0.clone(), h0.clone()
+        x = torch.linspace(-1, 1, T * B * N, dtype=torch.float64).view(T, B, N).requires_grad_()
+        output, _ = module(x, (h, c) if kind == "LSTM" else h)
+        other = torch.linspace(2, 1, T * B * N, dtype=torch.float64).view(T, B, N)
+        x.data = place(other * 0 if way == "zero" else other)
+        if way != "zero":
+            h.data = place(h.data)
+        found.append(dict(enumerate(torch.autograd.grad(output.square().sum(), [x, *module.parameters()]))))
+    assert_near(*found, "float64", "gradient")
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_another_dtype_before_backward(kind, layers):

