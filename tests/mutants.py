@@ -2593,14 +2593,6 @@ TORCH = [
         "tests/test_torch_gradients.py -k penalty",
     ),
     Mutant(
-        "torch-flags-not-copied",
-        "src/hotloop/torch/_modules.py",
-        "                call.freeze(to_array(x))\n",
-        "                pass\n",
-        "backward reads lengths and resets that the caller has overwritten",
-        "tests/test_torch_gradients.py -k second_gradient_reads",
-    ),
-    Mutant(
         "torch-swap-of-subclasses",
         "src/hotloop/torch/_swap.py",
         "        if kind in _OURS:\n",

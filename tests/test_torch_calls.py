@@ -225,6 +225,34 @@ def test_upstream_gradients_that_lie_otherwise(kind, layers, batch_first):
         assert_near(*found, "float64", "gradient")
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", OF_ONE)
+def test_gradients_of_one_argument_alone(kind, layers):
+    """Whatever needs a gradient, a call that has run without one is differentiated."""
+    if kind not in KINDS and layers == 2:
+        pytest.skip("a cell has one")
+    module = make(kind, N, H, dtype=torch.float64, **({"num_layers": layers} if kind in KINDS else {}))
+    pair = module, module._as_torchs()
+    sizes, first = ((4, 3), (layers, 3)) if kind in KINDS else ((3,), (3,))
+    names = ["x", "h0", *(["c0"] if kind.startswith("LSTM") else []), *dict(module.named_parameters())]
+    for name in names:
+        found = []
+        for each in pair:
+            each.requires_grad_(False)
+            generator = torch.Generator().manual_seed(4)
+            given = {"x": torch.randn(*sizes, N, generator=generator, dtype=torch.float64)}
+            for state in ("h0", "c0"):
+                given[state] = torch.randn(*first, H, generator=generator, dtype=torch.float64)
+            hx = (given["h0"], given["c0"]) if kind.startswith("LSTM") else given["h0"]
+            each(given["x"], hx)
+            leaf = given[name] if name in given else each.get_parameter(name)
+            leaf.requires_grad_()
+            output, *_ = ended(each, given["x"], hx)
+            assert output.requires_grad
+            found.append({name: torch.autograd.grad(output.square().sum(), leaf)[0]})
+        assert_near(*found, "float64", "gradient")
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN_TANH"])
 @pytest.mark.parametrize("way", ["output", "hooked"])
 def test_dropout_of_a_result_computed_again(kind, way):

@@ -546,6 +546,8 @@ def test_projection_autocast_and_transforms_are_torchs():
     x = torch.randn(7, 3, 5, dtype=torch.float64)
     grads = [torch.func.grad(lambda x, m=m: m(x)[0].square().sum())(x) for m in (ours, theirs)]
     assert torch.equal(*grads)
+    with pytest.raises(TypeError, match=r"got a call inside a transform of torch\.func$"):
+        torch.func.grad(lambda x: ours(torch.ones(7, 3, 5).double(), threads=1)[0].sum() + x.sum())(x)
     tangents = [torch.func.jvp(lambda x, m=m: m(x)[0], (x,), (torch.ones_like(x),))[1] for m in (ours, theirs)]
     assert torch.equal(*tangents)
     found = []

@@ -210,14 +210,6 @@ class Call:
                 self._rows = Rows(ragged, marks)
         return self._rows
 
-    def freeze(self, x: Array) -> None:
-        """Keep copies of what callers overwrite in the next step."""
-        rows = self.rows(x)
-        if self.lengths is not None:
-            self.lengths = None if rows.ragged is None else to_tensor(rows.ragged.lengths)
-        if rows.marks[0] is not None:
-            self.resets = to_tensor(LAYOUTS[self.layout].outer(rows.marks[0].at))
-
     def _sequence(self, array: Array, rows: Rows) -> Array:
         """[T, B, *], as backends can use it."""
         layout = LAYOUTS[self.layout]

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .._contract import CELLS, Cell, check_return_states
 from . import _ops, _single
-from ._bridge import Call, to_array
+from ._bridge import Call
 from ._packed import MANY_ROWS, PLAIN, Kept
 
 Tensor = torch.Tensor
@@ -168,8 +168,6 @@ class _Recurrent(_Base):
         for tensor, shape in zip(tensors, self._expected(), strict=True):
             if reason := _unfit("a weight", tensor, dtype, traced):
                 return reason
-            if not traced and tensor.is_neg():
-                return "a weight that is a negated view"
             if tuple(tensor.shape) != shape:
                 return f"a weight of shape {tuple(tensor.shape)}"
         return None
@@ -207,7 +205,7 @@ class _Recurrent(_Base):
         if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous():
             return None
         try:
-            if x.is_neg() or not x.data_ptr():  # none: a zero tensor, or an error
+            if x.is_neg() or not x.data_ptr():  # none: no elements, a zero tensor, or an error
                 return None
         except RuntimeError:  # it has outlived a transform of torch.func
             return None
@@ -225,7 +223,7 @@ class _Recurrent(_Base):
             states = 1, batch_size, kept.call.hidden_size
         else:
             return None
-        if features != self.input_size or not seq_len * batch_size:
+        if features != self.input_size:
             return None
         if resets is not None and not _fits(resets, torch.bool, shape[:2]):
             return None
@@ -264,8 +262,6 @@ class _Recurrent(_Base):
             or (h0 is not None and h0.requires_grad)
             or (c0 is not None and c0.requires_grad)
         ):
-            if call.lengths is not None or call.resets is not None:
-                call.freeze(to_array(x))
             return _ops.apply(call, kept, None, x, h0, c0, *tensors)
         few = x.numel() < MANY_ROWS * x.shape[-1]
         results, _ = call.forward(x, h0, c0, kept.weights, kept.packed(tensors) if few else None, False)
