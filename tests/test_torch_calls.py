@@ -253,6 +253,25 @@ def test_gradients_of_one_argument_alone(kind, layers):
         assert_near(*found, "float64", "gradient")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layout", ["time_major", "batch_first", "unbatched", "sorted", "unsorted"])
+def test_calls_that_are_not_torchs(kind, layers, layout):
+    """With `threads`, a call that would go to torch is an error; so none of these does."""
+    module = make(kind, N, H, num_layers=layers, bidirectional=layers == 2, batch_first=layout == "batch_first")
+    count, lengths = layers * (1 + (layers == 2)), [4, 2, 1]
+    x = torch.randn(*{"batch_first": (3, 4), "unbatched": (4,)}.get(layout, (4, 3)), N)
+    if "sorted" in layout:
+        order = slice(None) if layout == "sorted" else [2, 0, 1]
+        lengths = torch.tensor(lengths)[order]
+        x = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=layout == "sorted")
+    h0, c0 = (torch.randn(*((count, H) if layout == "unbatched" else (count, 3, H))) for _ in range(2))
+    for hx in (None, (h0, c0) if kind == "LSTM" else h0):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                module(x, hx, threads=1)
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN_TANH"])
 @pytest.mark.parametrize("way", ["output", "hooked"])
 def test_dropout_of_a_result_computed_again(kind, way):

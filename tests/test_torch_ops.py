@@ -469,6 +469,7 @@ for wrap in (lambda model: FullyShardedDataParallel(model, device_id=device), fu
         with torch.no_grad():
             found.append(wrapped(x)[0].square().sum())
     torch.testing.assert_close(*found)
+dist.barrier()
 dist.destroy_process_group()
 """
 

@@ -47,6 +47,7 @@ for _ in range(2):
 if rank == 0:
     torch.save([parameter.grad for parameter in model.parameters()], results)
 if count > 1:
+    dist.barrier()  # gloo ends a process whose peer is gone
     dist.destroy_process_group()
 """
 

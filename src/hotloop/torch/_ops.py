@@ -20,6 +20,7 @@ from ._shapes import check_devices, check_extras, check_inputs, check_kind, chec
 
 Tensor = torch.Tensor
 
+_executes = torch._C._will_engine_execute_node
 _hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 
@@ -267,7 +268,15 @@ class Recurrence(torch.autograd.Function):
         x, h0, c0, *rest = _saved(ctx)
         count = len(kept.tensors)
         weights, (output, c, *saved) = rest[:count], rest[count:]
-        wanted = ctx.needs_input_grad[3:]
+        wanted, nodes = ctx.needs_input_grad[3:], ctx.next_functions
+        if not (
+            _runs(nodes[0]) and _runs(nodes[-1])
+        ):  # torch.autograd.grad by some: nothing is computed for the others
+            asked = iter(nodes)
+            wanted = [
+                tensor is not None and _runs(next(asked)) and flag
+                for tensor, flag in zip((x, h0, c0, *kept.tensors), wanted, strict=True)
+            ]
         grad_output, grad_h_n, *more = grads
         grad_c_n = more.pop(0) if call.cell.has_c else None
         upstream = grad_output, grad_h_n, grad_c_n, more[0] if more else None
@@ -285,6 +294,14 @@ class Recurrence(torch.autograd.Function):
         else:
             results = call.backward(*upstream, x, h0, c0, _as_they_were(ctx, weights), output, c, saved, wanted)
         return None, None, None, *results
+
+
+def _runs(node: tuple[Any, int]) -> bool:
+    """Whether the pass under way goes on to what made an input, or gives its gradient."""
+    try:
+        return node[0] is None or _executes(node[0])
+    except RuntimeError:  # a leaf that is asked for, which torch does not say of leaves
+        return True
 
 
 # What Function.apply does besides takes 2.7 us, for what callers have seen is not there: transforms of torch.func, and
