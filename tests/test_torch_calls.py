@@ -6,10 +6,12 @@ another way.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
-from torched import CELLS, KINDS, assert_near, make, states_of
+from torched import CELLS, KINDS, AsOps, assert_near, make, states_of
 
 import hotloop.torch
 
@@ -225,9 +227,10 @@ def test_upstream_gradients_that_lie_otherwise(kind, layers, batch_first):
         assert_near(*found, "float64", "gradient")
 
 
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, AsOps])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", OF_ONE)
-def test_gradients_of_one_argument_alone(kind, layers):
+def test_gradients_of_one_argument_alone(kind, layers, mode):
     """Whatever needs a gradient, a call that has run without one is differentiated."""
     if kind not in KINDS and layers == 2:
         pytest.skip("a cell has one")
@@ -247,7 +250,8 @@ def test_gradients_of_one_argument_alone(kind, layers):
             each(given["x"], hx)
             leaf = given[name] if name in given else each.get_parameter(name)
             leaf.requires_grad_()
-            output, *_ = ended(each, given["x"], hx)
+            with mode() if each is module else contextlib.nullcontext():
+                output, *_ = ended(each, given["x"], hx)
             assert output.requires_grad
             found.append({name: torch.autograd.grad(output.square().sum(), leaf)[0]})
         assert_near(*found, "float64", "gradient")

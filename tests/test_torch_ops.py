@@ -10,9 +10,8 @@ import sys
 import pytest
 import torch
 from cases import raises
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from torched import assert_near, make, states_of, twins
+from torched import AsOps, assert_near, make, states_of, twins
 
 import hotloop.torch
 from hotloop.torch import _ops
@@ -310,13 +309,6 @@ def test_hooks_that_give_back_other_shapes(layers, unpack):
         output.sum().backward()
 
 
-class Nothing(TorchDispatchMode):
-    """Under which a call is one of the ops."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-
-
 def in_place(module, x):
     output, _ = module(x)
     output.mul_(2).add_(1)
@@ -334,7 +326,7 @@ def on_cpu(module, x):
 
 
 def dispatched(module, x):
-    with Nothing():
+    with AsOps():
         return in_place(module, x)
 
 
@@ -372,7 +364,7 @@ def test_every_c_written_to_in_place(layers, around):
     for write in (False, True):
         x = torch.ones(T, B, N, dtype=torch.float64, requires_grad=True)
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with {"nothing": contextlib.nullcontext(), "hooks": hooks, "dispatch mode": Nothing()}[around]:
+        with {"nothing": contextlib.nullcontext(), "hooks": hooks, "dispatch mode": AsOps()}[around]:
             output, _, c = module(x, return_states=True)
             output, c = (output.mul_(2), c.mul_(3)) if write else (output * 2, c * 3)
             (output.square().sum() + c.square().sum()).backward()

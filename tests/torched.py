@@ -7,6 +7,7 @@ import itertools
 import torch
 from cases import TOLERANCE, distance
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hotloop.torch
 
@@ -15,6 +16,13 @@ torch.set_num_threads(1)  # torch's threads wait for each other by turning, whic
 KINDS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell_TANH", "RNNCell_RELU")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class AsOps(TorchDispatchMode):
+    """Under which a call is one of the ops."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 def make(kind, *sizes, where=hotloop.torch, **options):

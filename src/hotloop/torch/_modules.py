@@ -102,6 +102,7 @@ class _Recurrent(_Base):
     """What all have in common."""
 
     _torch: ClassVar[type[torch.nn.Module]]  # whose subclass it is
+    _trained_by_torch: ClassVar[bool] = False
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(getattr(super(), "__getstate__", lambda: self.__dict__)())
@@ -246,7 +247,7 @@ class _Recurrent(_Base):
             or (h0 is not None and h0.requires_grad)
             or (c0 is not None and c0.requires_grad)
         ):
-            if resets is not None:  # backward needs a copy
+            if resets is not None or self._trained_by_torch:  # backward needs a copy of resets
                 return None
             return _ops.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)
         return _single.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0, resets)
@@ -687,6 +688,11 @@ class _Cells(_Recurrent):
                     return reason
                 if state.shape != (*shape[:-1], self.hidden_size):
                     return f"{name} of shape {tuple(state.shape)}"
+        if (
+            self._trained_by_torch and threads is None and not traced and torch.is_grad_enabled()
+            and any(tensor is not None and tensor.requires_grad for tensor in (x, h0, *tensors))
+        ):  # fmt: skip
+            return "a step that is differentiated"
         call = self._call("step")
         call.threads = threads
         single = len(shape) == 1
@@ -713,6 +719,8 @@ class RNNCell(_Cells, torch.nn.RNNCell):
     """
 
     _torch = torch.nn.RNNCell
+    # Torch's four operations, forward and backward, take 0.65 (H128 B1) to 0.9 (H32 B32) of the time of one of ours.
+    _trained_by_torch = True
 
     def _cell(self) -> Cell | None:
         return CELLS.get(f"rnn_{self.nonlinearity}")
