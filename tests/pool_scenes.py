@@ -406,6 +406,7 @@ def on_torchs_threads():
     compute()
     borrowed = len(regions)
     assert borrowed, "no call ran on torch's threads"
+    time.sleep(1.1)  # for so long at most they are left alone after one came late
     torch.set_num_threads(1)
     compute()  # torch has too few: one of our own
     assert len(regions) == borrowed

@@ -286,6 +286,20 @@ def test_memory_errors_of_the_input_pass():
 
 
 @pytest.mark.usefixtures("no_backend")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_saved_gates_that_cannot_be_counted(cell):
+    """The output could be counted, its gates could not: said before NumPy has to."""
+    gates = {"lstm": 4, "gru": 3}[cell]
+    x = np.broadcast_to(np.float32(0), (2**26, 2**26, 1))
+    weights = np.zeros((gates, 1), np.float32), np.zeros((gates, 1), np.float32)
+    message = (
+        f"x: expected sizes whose results have at most {2**55} bytes, got seq_len, batch_size, hidden_size = "
+        f"{2**26}, {2**26}, 1"
+    )
+    with raises(MemoryError, message):
+        getattr(hotloop, f"{cell}_vjp")(x, *weights)
+
+
 def test_arguments_of_other_cells():
     for cell in ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before"):
         name = cell.split("_")[0]

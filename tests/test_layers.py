@@ -272,9 +272,10 @@ def test_dropout_gradients(bidirectional, variant, rng):
 def test_dropout_depends_on_the_seed_alone(best_isa, rng):
     layers = [make("gru", 5, 32, 2, dropout=0.3, rng=0, batch_first=first) for first in (False, True)]
     x = rng.standard_normal((9, 4, 5), np.float32)
-    runs = [layers[0].vjp(x, seed=s, threads=t)[0][0] for s, t in ((1, 1), (1, 4), (2, 1))]
+    runs = [layers[0].vjp(x, seed=s, threads=t)[0][0] for s, t in ((1, 1), (1, 4), (2, 1), (0, 1), (0, 1))]
     assert np.array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
+    assert np.array_equal(runs[3], runs[4])  # 0 is a seed
     turned = layers[1].vjp(x.transpose(1, 0, 2), seed=1)[0][0]
     assert np.array_equal(turned.transpose(1, 0, 2), runs[0])
     drawn = [make("gru", 5, 32, 2, dropout=0.3, rng=s).vjp(x)[0][0] for s in (0, 0, 1)]
@@ -448,7 +449,8 @@ def test_vjp_may_be_called_again_and_wrt(variant, rng):
     (output, _), vjp = layer.vjp(x, state)
     assert not output.flags.writeable
     want = vjp(*upstream)
-    for wrt in ("x", ["state"], ["weight_hh_l2"], ["weight_ih_l1_reverse", "bias_hh_l2"], ["x", "bias_ih_l0"], []):
+    for wrt in ("x", ["state"], ["weight_hh_l2"], ["weight_ih_l1_reverse", "bias_hh_l2"], ["x", "bias_ih_l0"],
+                ["weight_hh_l0"], ["bias_hh_l0_reverse"], []):  # fmt: skip
         got = vjp(*upstream, wrt=wrt)
         names = [wrt] if isinstance(wrt, str) else wrt
         assert (got.x is not None) == ("x" in names)

@@ -362,6 +362,23 @@ def test_no_sequences(cell, variant):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_rows_of_one_length_are_a_dense_batch(cell, variant):
+    """Rows are sorted by length, those of one length by number: sums over rows have the bits of the dense batch's."""
+    rng = np.random.default_rng(0)
+    case = Case(cell, "float32", 5, 40, 5, 6)
+    data = case.data()
+    x, weights = data["x"], [data.get(name) for name in PARAMETERS]
+    _, start, options = functions(cell)
+    upstream = rng.standard_normal((5, 40, 6)).astype(np.float32)
+    upstream[4] = 0
+    _, ragged = start(x, *weights, lengths=[4] * 40, **options)
+    _, dense = start(x[:4].copy(), *weights, **options)
+    got, want = ragged(upstream), dense(upstream[:4].copy())
+    for name in PARAMETERS:
+        assert_same_bits({name: getattr(got, name)}, {name: getattr(want, name)})
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_full_lengths_are_none(cell, variant):
     case = Case(cell, "float32", 9, 7, 5, 21)
     data = data_of(case)

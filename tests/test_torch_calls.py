@@ -80,7 +80,7 @@ LYING = {
 }  # fmt: skip
 MISFIT = {
     "float64": torch.Tensor.double, "half": torch.Tensor.half, "integers": torch.Tensor.long,
-    "meta": lambda one: one.to("meta"),
+    "the same bytes": lambda one: one.view(torch.int32), "meta": lambda one: one.to("meta"),
     "wider": lambda one: torch.cat([one, one[..., :1]], -1), "narrower": lambda one: one[..., 1:],
     "more rows": lambda one: torch.cat([one, one], -2), "no rows": lambda one: one[..., :0, :],
     "an axis more": lambda one: one.unsqueeze(0), "an axis less": lambda one: one[0],
@@ -301,13 +301,18 @@ def test_dropout_of_a_result_computed_again(kind, way):
 
 THREADS = """
 import os, sys, torch, hotloop.torch
+hotloop.torch.share_threads(False)  # so that each that works is one more
+module, x = hotloop.torch.LSTM(64, 256), torch.ones(64, 32, 64)
 torch.set_num_threads(int(sys.argv[1]))
+torch.ones(1 << 20).add_(1)  # torch's own
 before = len(os.listdir("/proc/self/task"))
-module = hotloop.torch.LSTM(64, 256)
 with torch.no_grad():
     for _ in range(3):
-        module(torch.ones(64, 32, 64))
-module(torch.ones(64, 32, 64))[0].sum().backward() if len(sys.argv) > 2 else None
+        module(x)
+output = module(x)[0]
+if len(sys.argv) > 2:
+    module.zero_grad()
+    output.backward(output.detach())
 print(len(os.listdir("/proc/self/task")) - before)
 """
 
@@ -320,6 +325,8 @@ def test_threads_are_torchs(run_python, backward):
     assert int(one.stdout) == 0
     more = run_python(THREADS, "3", *backward, **env)
     assert int(more.stdout) > int(one.stdout), more.stderr
+    ours = run_python(THREADS, "3", *backward, **env | {"HOTLOOP_NUM_THREADS": "1"})
+    assert int(ours.stdout) == 0, "hotloop.set_num_threads(1) holds too"
 
 
 def test_arguments_that_a_kind_does_not_take():

@@ -176,10 +176,11 @@ def test_gradients_of_one_layer(wanted):
 def test_results_may_be_written_to(kind, layers):
     """`output += x` and the like between forward and backward; torch's layers take it too, but for one."""
     ours, theirs = twins(kind, 6, 6, layers, dtype=torch.float64)
-    x = torch.randn(5, 3, 6, dtype=torch.float64)
+    x, h0, c0 = torch.randn(3, 5, 3, 6, dtype=torch.float64)
+    hx = (h0[:layers], c0[:layers]) if kind == "LSTM" else h0[:layers]
     found = []
     for module in (ours, theirs):
-        output, state = module(x)
+        output, state = module(x, hx)
         for result in (output, *states_of(state)):
             result.mul_(2).add_(1)
         (output.square().sum() + sum(s.square().sum() for s in states_of(state))).backward()

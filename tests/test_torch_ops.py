@@ -64,6 +64,8 @@ WRONG = {  # the kind of call, what is changed, and the error
                "'abc'"),
     "step of two layers": ({"layers": 2}, {"layout": "step"},
                            "layers, directions: expected 1 and 1 with layout 'step', got 2 and 1"),
+    "step of two directions": ({}, {"layout": "step", "directions": 2, "weights": lambda ws: [*ws, *ws]},
+                               "layers, directions: expected 1 and 1 with layout 'step', got 1 and 2"),
     "weight_hh": ({}, {"weights": lambda ws: [ws[0], ws[1][:4], *ws[2:]]},
                   "weight_hh: expected shape (20, 5), got (4, 5)"),
     "weight_hh of no columns": ({}, {"weights": lambda ws: [ws[0], ws[1][:, 0], *ws[2:]]},
@@ -113,6 +115,34 @@ def test_what_does_not_fit(name):
     for training in (False, True):
         with raises(error, message):
             torch.ops.hotloop.forward(*arguments.values(), training)
+
+
+def test_a_seed_of_zero_drops():
+    """As any other."""
+    arguments = given({"dropout": 0.5, "seed": torch.tensor(0)}, layers=2)
+    dropped, whole = (torch.ops.hotloop.infer(*(arguments | {"seed": seed}).values())[0]
+                      for seed in (arguments["seed"], None))  # fmt: skip
+    assert not torch.equal(dropped, whole)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN_TANH"])
+def test_weights_that_a_hook_gives_back(kind, layers):
+    """They count, not those that the module has."""
+    module = make(kind, N, H, layers)
+    x = torch.randn(T, B, N, requires_grad=True)
+    module(x)
+    found = []
+    for factor in (1, 2):
+
+        def unpack(tensor, factor=factor):
+            return tensor * factor if tensor.shape == module.weight_hh_l0.shape else tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+            output, _ = module(x)
+        found.append(torch.autograd.grad(output.sum(), x)[0])
+    assert torch.equal(found[0][-1], found[1][-1]) or layers == 2  # the last step's gradient has no weight_hh in it
+    assert not torch.allclose(found[0][0], found[1][0])
 
 
 RULE = "int64 of 1 dimension, at least 1, none larger than the one before, 6 (rows of the data) in sum"

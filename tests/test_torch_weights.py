@@ -475,10 +475,12 @@ def test_weights_that_move_before_backward(kind, layers):
     x = torch.randn(20, 3, 64)
     outputs = [module(x)[0] for module in (ours, theirs)]
     ours.share_memory()
+    junk = [torch.full_like(one, torch.nan) for one in ours.parameters() for _ in range(8)]  # where they were
     for output in outputs:
         output.sum().backward()
     for (name, got), (_, want) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-4, msg=name)
+    assert len(junk) == 8 * 4 * layers
 
 
 def test_a_negated_view_for_a_weight():
