@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -132,6 +132,13 @@ class Rows:
     marks: list[Resets | None]
     gather: Array | None = None  # packed: where each row of the flat sequence lies in data
     scatter: Array | None = None  # and the other way round
+
+
+class Ran(NamedTuple):
+    """What `Call.forward` returns in training."""
+
+    results: list[Tensor | None]  # output, h_n, c_n and c, those that there are
+    saved: Sequence[Tensor]  # what backward needs besides
 
 
 def _check_batch_sizes(sizes: Array, unsorted: Array | None, total: int) -> None:

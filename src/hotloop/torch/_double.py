@@ -24,7 +24,7 @@ import torch
 from .. import _cells
 from .._contract import Cell
 from .._dropout import drop
-from ._bridge import Call, Rows, to_array
+from ._bridge import Call, Ran, Rows, to_array
 from ._packed import Kept
 from ._shapes import check_inputs
 
@@ -39,9 +39,11 @@ def backward(
     upstream: Sequence[Tensor | None],
     wanted: Sequence[bool],
     grads: Sequence[Tensor | None],
+    left: tuple[Tensor, Sequence[Tensor]] | None = None,
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """The backward pass of the backward pass: the gradients of its upstream gradients and of its inputs (x, h0, c0 and
-    the weights), for `grads`, those of what it returned of the inputs that were wanted.
+    the weights), for `grads`, those of what it returned of the inputs that were wanted. `left`: the output of one layer
+    in one direction and what forward saved, where they are still what they were.
     """  # fmt: skip
     again = torch.is_grad_enabled()  # a third time
     with torch.enable_grad():
@@ -49,12 +51,12 @@ def backward(
             inputs = [_variable(tensor, again) for tensor in inputs]
             upstream = [_variable(tensor, again) for tensor in upstream]
             chosen = [flag and grad is not None for grad, flag in zip(grads, wanted, strict=True)]
-            first = _Stack(call, inputs, True).gradients(upstream, chosen)
+            first = _Stack(call, inputs, True, left).gradients(upstream, chosen)
         variables = [tensor for tensor in (*upstream, *inputs) if tensor is not None]
         found = _grad(_both(first, grads), variables, again)
-    left = iter(found)
-    of_upstream = [None if one is None else next(left) for one in upstream]
-    return of_upstream, [None if one is None else next(left) for one in inputs]
+    each = iter(found)
+    of_upstream = [None if one is None else next(each) for one in upstream]
+    return of_upstream, [None if one is None else next(each) for one in inputs]
 
 
 def once(
@@ -276,14 +278,17 @@ class _Recurrence:
     h: Tensor
     c: Tensor | None
     jacobian: _Jacobian | None  # None: of one step
+    before: Tensor | None = None  # of an RNN: the states before every step
 
 
 class _Stack:
     """All layers: their sequences and functions, then gradients from the last to the first."""
 
-    def __init__(self, call: Call, inputs: Sequence[Any], connected: bool) -> None:
+    def __init__(
+        self, call: Call, inputs: Sequence[Any], connected: bool, left: tuple[Tensor, Sequence[Tensor]] | None = None
+    ) -> None:
         x, h0, c0, *weights = inputs
-        self.call, self.connected, self.inputs = call, connected, inputs
+        self.call, self.connected, self.inputs, self.left = call, connected, inputs, left
         self.rows = call.rows(to_array(x.detach()))
         with torch.set_grad_enabled(connected):
             sequence, self.active, self.index = _padded(call, self.rows, x)
@@ -300,7 +305,7 @@ class _Stack:
             last = layer == call.layers - 1
             output: Any = None
             c: Any = None
-            if not last or len(sequence) > 1:
+            if not last or len(sequence) > 1 or call.cell.name in _OF_OUTPUT:
                 output, c = self._run(sequence, states[0], states[1], of_layer)
             self.layers.append(self._recurrences(sequence, output, c, states, of_layer))
             self.dropped.append(None)
@@ -331,8 +336,22 @@ class _Stack:
         check_inputs(of_layer, x, h0, c0, weights)  # `.data` of them may have been assigned to since
         with torch.set_grad_enabled(self.connected):
             kept = Kept(of_layer, [weight.detach() for weight in weights])
-            output, _, *more = Recurrence.apply(of_layer, kept, None, x, h0, c0, *weights)
+            output, _, *more = Recurrence.apply(of_layer, kept, self._ran(), x, h0, c0, *weights)
         return output, more[1] if more else None
+
+    def _ran(self) -> Ran | None:
+        """What forward gave and saved, as `_run` has it."""
+        if self.left is None:
+            return None
+        output, saved = self.left
+        output, nothing = (
+            _time_major(self.call, output.detach()),
+            output.new_empty(0),
+        )  # no one asks for the last states
+        if not self.call.cell.has_c:
+            return Ran([output, nothing, None, None], saved)
+        gates, c = saved
+        return Ran([output, nothing, nothing.clone(), c], [gates])
 
     def _recurrences(
         self, x: Tensor, output: Any, every_c: Any, states: Sequence[Any], weights: Sequence[Tensor]
@@ -341,6 +360,14 @@ class _Stack:
         size, each = call.hidden_size, self.each // call.directions
         for direction in range(call.directions):
             masks, reverse = self.masks[direction], direction == 1
+            if call.cell.name in _OF_OUTPUT:
+                h0 = None if states[0] is None else states[0][direction]
+                made.append(
+                    self._of_output(
+                        x, self._half(output, direction), h0, weights[direction * each :][:each], masks, reverse
+                    )
+                )
+                continue
             variables = [
                 _variable(x), *(None if one is None else _variable(one[direction]) for one in states),
                 *(_variable(weight) for weight in weights[direction * each :][:each]),
@@ -360,6 +387,22 @@ class _Stack:
                 one.jacobian = self._jacobian(one, weight_hh, h_share, h, c)
             made.append(one)
         return made
+
+    def _of_output(
+        self, x: Tensor, output: Any, h0: Any, weights: Sequence[Tensor], masks: _Masks, reverse: bool
+    ) -> _Recurrence:
+        """Of an RNN, whose output says all that its gradients depend on: no step is computed again."""
+        with torch.set_grad_enabled(self.connected):
+            h0 = _variable(h0)
+            before = _before(output, h0, masks, reverse, x, output.shape[-1])
+            one = _Recurrence(reverse, masks, [x, h0, None, *weights], output, None, None, before)
+            if len(output) > 1:
+                steps = slice(None, -1) if reverse else slice(1, None)
+                rows = _OF_OUTPUT[self.call.cell.name](output[steps], torch.ones_like(output[steps]))
+                if masks.apart is not None:
+                    rows = torch.where(masks.apart[steps], 0.0, rows)
+                one.jacobian = _Jacobian(weights[1], rows, None, None, None, None)
+        return one
 
     def _jacobian(self, one: _Recurrence, weight: Tensor, h_share: Tensor, h: Tensor, c: Tensor | None) -> _Jacobian:
         steps = slice(None, -1) if one.reverse else slice(1, None)
@@ -435,16 +478,41 @@ class _Stack:
             if one.c is not None:
                 c = torch.zeros_like(one.c) if c is None else c
             h, c = _scan(True, one.reverse, one.jacobian, h, c)
-        chosen = [v for v, flag in zip(one.variables, wanted, strict=True) if flag and v is not None]
-        found = iter(_grad(_both([one.h, one.c], [h, c]), chosen, self.connected))
-        results = [
-            next(found) if flag and v is not None else None for v, flag in zip(one.variables, wanted, strict=True)
-        ]
+        if one.before is not None and h is not None:
+            results = self._products(one, h, wanted)
+        else:
+            chosen = [v for v, flag in zip(one.variables, wanted, strict=True) if flag and v is not None]
+            found = iter(_grad(_both([one.h, one.c], [h, c]), chosen, self.connected))
+            results = [
+                next(found) if flag and v is not None else None for v, flag in zip(one.variables, wanted, strict=True)
+            ]
         if masks.empty is not None:  # rows without a step end as they began
             for i, end in enumerate(last, 1):
                 if end is not None and wanted[i] and one.variables[i] is not None:
                     results[i] = _added(results[i], torch.where(masks.empty, end, 0.0))
         return results
+
+    def _products(self, one: _Recurrence, grad_h: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """The gradients of an RNN's x, h0 and weights, from those of its states."""
+        x, h0, _, weight_ih, weight_hh, *biases = one.variables
+        assert x is not None and one.before is not None and weight_ih is not None and weight_hh is not None  # noqa: PT018
+        grad_a = _OF_OUTPUT[self.call.cell.name](one.h, grad_h)
+        rows = grad_a.reshape(-1, grad_a.shape[-1])
+        of_h0 = None
+        if wanted[1] and h0 is not None:
+            (of_h0,) = _grad([(one.before, grad_a @ weight_hh)], [h0], self.connected, True)
+        return [
+            grad_a @ weight_ih if wanted[0] else None,
+            of_h0,
+            None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if wanted[3] else None,
+            rows.t() @ one.before.reshape(-1, rows.shape[-1]) if wanted[4] else None,
+            *(rows.sum(0) if flag else None for flag, _ in zip(wanted[5:], biases, strict=True)),
+        ]
+
+
+# The cells of which the output is all that the gradients of a step depend on.
+_OF_OUTPUT = {"rnn_tanh": _cells.rnn_tanh_backward, "rnn_relu": _cells.rnn_relu_backward}
 
 
 def _before(
@@ -478,13 +546,9 @@ def _step(cell: Cell, of_x: Tensor, of_h: Tensor, h: Any, c: Any) -> tuple[Tenso
         a_i, a_f, a_g, a_o = (of_x + of_h).chunk(4, -1)
         *_, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, torch.tanh, torch.sigmoid)
         return h, c
-    if cell.name == "gru":
-        x_r, x_z, x_n = of_x.chunk(3, -1)
-        h_r, h_z, q = of_h.chunk(3, -1)
-        return _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, torch.tanh, torch.sigmoid)[-1], None
-    if cell.name == "rnn_relu":
-        return _cells.rnn_relu_forward(of_x + of_h, torch.relu), None
-    return _cells.rnn_tanh_forward(of_x + of_h, torch.tanh), None
+    x_r, x_z, x_n = of_x.chunk(3, -1)
+    h_r, h_z, q = of_h.chunk(3, -1)
+    return _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, torch.tanh, torch.sigmoid)[-1], None
 
 
 def _time_major(call: Call, tensor: Tensor) -> Tensor:

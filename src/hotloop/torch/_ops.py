@@ -15,7 +15,7 @@ import torch
 
 from .._contract import CELLS
 from . import _double, _packed, _single
-from ._bridge import Call, to_array, to_tensor
+from ._bridge import Call, Ran, to_array, to_tensor
 from ._shapes import check_devices, check_extras, check_inputs, check_kind, check_saved, results, saved_shapes
 
 Tensor = torch.Tensor
@@ -235,10 +235,13 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, kept: Any, sizes: Any, x: Tensor, h0: Any, c0: Any, *weights: Tensor) -> Any:
-        """`sizes`, steps and rows, are given where `_single` can do it."""
+        """`sizes`, steps and rows, are given where `_single` can do it; a `Ran` where it is done."""
         ctx.set_materialize_grads(False)
         results: Any
-        if sizes is None:
+        saved: Any
+        if type(sizes) is Ran:
+            (results, saved), sizes = sizes, None
+        elif sizes is None:
             results, saved = call.forward(x, h0, c0, kept.weights, None, True)
         else:
             results, saved = _single.forward(call, kept, sizes, x, h0, c0)
@@ -320,6 +323,8 @@ class Gradient(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         grad_output, grad_h_n, grad_c_n, grad_c, x, h0, c0, *_ = tensors
         weights, output, c, saved = left
+        one = call.layers * call.directions == 1 and not call.return_states and call.layout not in ("packed", "step")
+        ctx.left = (output, output._version, saved) if one else None
         return tuple(
             call.backward(grad_output, grad_h_n, grad_c_n, grad_c, x, h0, c0, weights, output, c, saved, wanted)
         )
@@ -327,7 +332,10 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         upstream, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        of_upstream, of_inputs = _double.backward(ctx.call, inputs, upstream, ctx.wanted, grads)
+        left = None
+        if ctx.left is not None and ctx.left[0]._version == ctx.left[1]:  # the caller has not written to the output
+            left = ctx.left[0], ctx.left[2]
+        of_upstream, of_inputs = _double.backward(ctx.call, inputs, upstream, ctx.wanted, grads, left)
         return None, None, None, *of_upstream, *of_inputs
 
 
