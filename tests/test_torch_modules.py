@@ -399,9 +399,15 @@ def test_return_states():
             )  # fmt: skip
             slope = (up - down)[2, 1, [3, 9]].sum() / 2e-6
             torch.testing.assert_close(slope, grad.abs().sum(), rtol=1e-6, atol=1e-9)
-    packed, _, c = module(pack(leaves[0], [3, 7, 1, 6]), return_states=True)
+    lengths = [3, 7, 1, 6]
+    packed, (_, c_n), c = module(pack(leaves[0], lengths), return_states=True)
     assert type(c) is PackedSequence
     assert c.data.shape == packed.data.shape
+    padded, found = pad_packed_sequence(c)
+    assert found.tolist() == lengths
+    for row, length in enumerate(lengths):
+        assert torch.equal(padded[length - 1, row, :6], c_n[0, row])
+        assert torch.equal(padded[0, row, 6:], c_n[1, row])
 
 
 def test_threads():
@@ -538,10 +544,14 @@ def test_projection_autocast_and_transforms_are_torchs():
     x = torch.randn(7, 3, 5)
     assert torch.equal(ours(x)[0], theirs(x)[0])
     ours, theirs = twins("LSTM", 5, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        got, want = ours(x)[0], theirs(x)[0]
-    assert got.dtype == want.dtype
-    assert torch.equal(got, want)
+    for grad in (True, False):
+        for _ in range(2):  # it has run before, too
+            with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+                got, want = ours(x)[0], theirs(x)[0]
+            assert got.dtype == want.dtype
+            assert torch.equal(got, want)
+            with torch.set_grad_enabled(grad):
+                ours(x)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"got a call under autocast$"):
         ours(x, threads=1)
     ours, theirs = twins("GRU", 5, 6, dtype=torch.float64)
