@@ -377,6 +377,13 @@ def test_lengths_and_resets(kind):
     for got, one in zip(*gradients, strict=True):
         torch.testing.assert_close(got, one)
     assert padded["output"].shape == output.shape
+    marks = torch.rand(4, 7, generator=torch.Generator().manual_seed(1)) > 0.6
+    found = []
+    for resets in (marks & mask[..., 0], marks | ~mask[..., 0]):  # a mark in the padding says nothing
+        output, state = module(leaves[0], hx, lengths=lengths, resets=resets)
+        found.append([output, *states_of(state)])
+    for got, one in zip(*found, strict=True):
+        assert torch.equal(got, one)
 
 
 def test_return_states():
@@ -752,11 +759,14 @@ def test_attributes_that_change_the_equations():
         module(x)
         module.mode = "RNN_RELU"
     torch.testing.assert_close(ours(x), theirs(x))
-    ours, theirs = twins("RNNCell_TANH", 5, 6)
-    for module in (ours, theirs):
-        module(x[0])
-        module.nonlinearity = "relu"
-    torch.testing.assert_close(ours(x[0]), theirs(x[0]))
+    for grad in (True, False):
+        ours, theirs = twins("RNNCell_TANH", 5, 6)
+        with torch.set_grad_enabled(grad):
+            for module in (ours, theirs):
+                module(x[0])
+                module(x[0])
+                module.nonlinearity = "relu"
+            torch.testing.assert_close(ours(x[0]), theirs(x[0]))
 
 
 def test_zero_tensors():

@@ -81,6 +81,10 @@ WRONG = {  # the kind of call, what is changed, and the error
                       "c0: expected torch.float32 (the dtype of weight_ih), got torch.float64"),
     "c0 of a GRU": ({"kind": "GRU"}, {"c0": torch.ones(1, 2, 5)}, "c0: expected None (only an LSTM has c), got "
                     "(1, 2, 5)"),
+    "c0 of an RNN": ({"kind": "RNN_TANH"}, {"c0": torch.ones(1, 2, 5)}, "c0: expected None (only an LSTM has c), got "
+                     "(1, 2, 5)"),
+    "resets of packed": ({"layout": "packed"}, {"resets": torch.zeros(4, 2, dtype=torch.bool)},
+                         "lengths, resets: expected None with layout 'packed', got a tensor"),
     "h0 of packed": ({"layout": "packed"}, {"h0": torch.ones(1, 1, 5)},
                      "h0: expected shape (num_layers*num_directions, batch_size, hidden_size) = (1, 2, 5), got "
                      "(1, 1, 5)"),
@@ -200,8 +204,65 @@ def test_backward_of_the_op(layout):
     for changed in wrong:
         with pytest.raises((ValueError, TypeError), match="expected"):
             run(**changed)
-    turned = saved[0].transpose(0, -1).contiguous().transpose(0, -1)
-    assert all(map(torch.equal, run()[3], run(saved=[turned, *saved[1:]])[3]))
+
+    def turned(one):
+        return one.transpose(0, -1).contiguous().transpose(0, -1)
+
+    for changed in ({"saved": list(map(turned, saved))}, {"output": turned(output)},
+                    {"grads": [turned(grads[0]), *grads[1:]]}):  # fmt: skip
+        assert all(map(torch.equal, run()[3], run(**changed)[3]))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_backward_of_the_op_with_every_c(layers):
+    """Which is one more of the results, and of the lower layers none."""
+    arguments = list(given({"return_states": True}, layers=layers).values())
+    output, _, _, c, saved = torch.ops.hotloop.forward(*arguments, True)
+    upstream = torch.ones_like(output), None, None, torch.ones_like(c)
+    wanted = [True] * (3 + 4 * layers)
+    x, _, _, weights = torch.ops.hotloop.backward(*arguments, *upstream, output, c, saved, wanted)
+    turned = c.transpose(0, -1).contiguous().transpose(0, -1)
+    again = torch.ops.hotloop.backward(*arguments, *upstream, output, turned, saved, wanted)
+    assert torch.equal(again[0], x)
+    assert all(map(torch.equal, again[3], weights))
+    for other in (c[:1], c[..., :1], c.double(), torch.ones(0)):
+        with pytest.raises((ValueError, TypeError), match=r"^c: expected"):
+            torch.ops.hotloop.backward(*arguments, *upstream, output, other, saved, wanted)
+    x, h0, c0, weights, *others = arguments
+    fake = torch.ops.hotloop.forward(x.to("meta"), h0, c0, [one.to("meta") for one in weights], *others, True)
+    assert [one.shape for one in fake[4]] == [one.shape for one in saved]
+
+
+def test_weights_packed_for_another_cell():
+    """An op keeps what it packed by the weights and the cell."""
+    arguments = given({}, kind="RNN_TANH")
+    found = [
+        torch.ops.hotloop.infer(*(arguments | {"cell": cell}).values())[0] for cell in ("rnn_tanh", "rnn_relu") * 2
+    ]
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_one_weight_that_moves(kind, layers):
+    """Whichever: its storage is freed and filled again elsewhere between forward and backward."""
+    ours, theirs = pairs(kind, layers)
+    x = torch.randn(T, B, N)
+    theirs(x)[0].square().sum().backward()
+    for name, parameter in ours.named_parameters():
+        ours.zero_grad()
+        output, _ = ours(x)
+        held, storage = parameter.detach().clone(), parameter.untyped_storage()
+        storage.resize_(0)
+        there = [torch.full_like(held, torch.nan) for _ in range(8)]  # one of them where it was
+        storage.resize_(held.nbytes)
+        parameter.data.copy_(held)
+        output.square().sum().backward()
+        assert len(there) == 8
+        for (one, got), (_, want) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+            torch.testing.assert_close(got.grad, want.grad, msg=f"{one}, after {name} moved")
 
 
 def exported(module, *inputs):
