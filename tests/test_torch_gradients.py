@@ -175,6 +175,30 @@ def test_second_gradient_reads_copies_of_flags():
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN_TANH"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_second_gradient_of_a_row_without_steps(kind, bidirectional):
+    """It adds nothing to that of the weights, whatever its padding holds."""
+    module = make(kind, 3, 4, 2, bidirectional=bidirectional, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 3, dtype=torch.float64, generator=generator)
+    state = torch.rand(2 * (1 + bidirectional), 3, 4, dtype=torch.float64, generator=generator)
+    found = []
+    for rows, lengths in (([0, 1, 2], [5, 0, 2]), ([0, 2], [5, 2])):
+        given = x[:, rows].clone().requires_grad_()
+        hx = state[:, rows].clone().requires_grad_()
+        output, end = module(given, (hx, hx) if kind == "LSTM" else hx, lengths=lengths)
+        ends = end if isinstance(end, tuple) else (end,)
+        loss = output.square().sum() + sum(one.pow(3).sum() for one in ends)
+        parameters = list(module.parameters())
+        first, of_state, *others = torch.autograd.grad(loss, (given, hx, *parameters), create_graph=True)
+        kept = of_state[:, [0, 2]] if len(rows) == 3 else of_state
+        penalty = sum(one.square().sum() for one in (first, kept, *others))
+        found.append(torch.autograd.grad(penalty, parameters))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_second_gradient_after_output_was_written_to():
     ours, theirs = twins("GRU", 3, 4, dtype=torch.float64)
     x, found = torch.randn(5, 2, 3, dtype=torch.float64), []
