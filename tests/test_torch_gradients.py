@@ -124,9 +124,17 @@ def test_many_gradients_at_once(kind):
     generator = torch.Generator().manual_seed(2)
     shape = (2, 3) if "Cell" in kind else (5, 2, 3)
     x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-    result = states_of(ours(x))[0]
+    states = [
+        torch.rand(*(() if "Cell" in kind else (4,)), *shape[-2:-1], 4, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    ]  # fmt: skip
+    for state in states:
+        state.requires_grad_()
+    states = states if "LSTM" in kind else states[:1]
+    hx = tuple(states) if len(states) == 2 else states[0]
+    result = states_of(ours(x, hx))[0]
     many = torch.randn(6, *result.shape, generator=generator, dtype=torch.float64)
-    leaves = [x, *ours.parameters()]
+    leaves = [x, *ours.parameters(), *states]
 
     def gradients(grad):
         return torch.autograd.grad(result, leaves, grad, retain_graph=True)
@@ -137,7 +145,7 @@ def test_many_gradients_at_once(kind):
         for grad, expected in zip(grads, one_by_one, strict=True):
             torch.testing.assert_close(grad, expected)
     leaves[1].requires_grad_(False)
-    result, some = states_of(ours(x.detach()))[0], leaves[2:]
+    result, some = states_of(ours(x.detach(), hx))[0], leaves[2:]
     batched = torch.autograd.grad(result, some, many, is_grads_batched=True)
     assert all(map(torch.allclose, batched, one_by_one[2:]))
     jacobians = [

@@ -769,6 +769,16 @@ def test_attributes_that_change_the_equations():
             torch.testing.assert_close(ours(x[0]), theirs(x[0]))
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_errors_of_a_cell_whose_bias_is_no_flag(kind):
+    """As torch's: it takes anything for True, such as the nonlinearity by place."""
+    ours, theirs = twins(kind, 5, 6, bias="tanh")
+    assert torch.allclose(states_of(ours(torch.ones(3, 5)))[0], states_of(theirs(torch.ones(3, 5)))[0], atol=1e-6)
+    for cell in (ours, theirs):
+        with pytest.raises(RuntimeError):
+            cell(torch.ones(3, 4))
+
+
 def test_zero_tensors():
     """Of no memory, as torch makes them for gradients that are zero."""
     for kind in ("GRU", "LSTM"):

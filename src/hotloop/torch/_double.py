@@ -392,10 +392,10 @@ class _Stack:
         self, x: Tensor, output: Any, h0: Any, weights: Sequence[Tensor], masks: _Masks, reverse: bool
     ) -> _Recurrence:
         """Of an RNN, whose output says all that its gradients depend on: no step is computed again."""
+        h0 = _variable(h0)
+        before = _before(output, h0, masks, reverse, x, output.shape[-1])
+        one = _Recurrence(reverse, masks, [x, h0, None, *weights], output, None, None, before)
         with torch.set_grad_enabled(self.connected):
-            h0 = _variable(h0)
-            before = _before(output, h0, masks, reverse, x, output.shape[-1])
-            one = _Recurrence(reverse, masks, [x, h0, None, *weights], output, None, None, before)
             if len(output) > 1:
                 steps = slice(None, -1) if reverse else slice(1, None)
                 rows = _OF_OUTPUT[self.call.cell.name](output[steps], torch.ones_like(output[steps]))

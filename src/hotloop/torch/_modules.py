@@ -337,7 +337,7 @@ class _Layers(_Recurrent):
         shapes: list[tuple[int, ...]] = []
         for layer in range(self.num_layers):
             columns = directions * hidden_size if layer else self.input_size
-            shapes += [(rows, columns), (rows, hidden_size), *[(rows,)] * (2 * self.bias)] * directions
+            shapes += [(rows, columns), (rows, hidden_size), *[(rows,)] * (2 * bool(self.bias))] * directions
         return shapes
 
     def forward(
@@ -599,7 +599,7 @@ class _Cells(_Recurrent):
         cell = self._cell()
         assert cell is not None
         rows = cell.gates * self.hidden_size
-        return [(rows, self.input_size), (rows, self.hidden_size), *[(rows,)] * (2 * self.bias)]
+        return [(rows, self.input_size), (rows, self.hidden_size), *[(rows,)] * (2 * bool(self.bias))]
 
     def forward(self, input: Any, hx: Any = None, *, threads: int | None = None) -> Any:
         """Run one step.
