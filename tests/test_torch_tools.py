@@ -93,6 +93,22 @@ def test_quantize_dynamic(models, x):
     torch.testing.assert_close(only[0](x), only[1](x))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_numeric_suite():
+    """It compares a quantized layer with the layer it was made of, whose exact type it is told."""
+    from torch.ao.ns._numeric_suite import compare_model_stub
+
+    model = torch.nn.ModuleDict({"layer": torch.nn.LSTM(3, 4)})
+    model.forward = lambda x, hx: model["layer"](x, hx)
+    hotloop.torch.replace_modules(model)
+    quantized = torch.ao.quantization.quantize_dynamic(model)
+    quantized.forward = lambda x, hx: quantized["layer"](x, hx)
+    state = torch.zeros(1, 2, 4)
+    compared = compare_model_stub(model, quantized, [torch.nn.LSTM], torch.ones(5, 2, 3), (state, state))
+    assert list(compared) == ["layer.stats"]
+    assert type(model["layer"]) is hotloop.torch.LSTM
+
+
 def test_fx(models, x):
     _, theirs = models
     graphs = [torch.fx.symbolic_trace(model) for model in models]

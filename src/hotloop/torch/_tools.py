@@ -27,6 +27,7 @@ def adapt() -> None:
     _adapt_fx()
     _adapt_script()
     when_loaded("torch.utils.flop_counter", _count_flops)
+    when_loaded("torch.ao.ns._numeric_suite", _adapt_numeric_suite)
 
 
 def _adapt_type_before_parametrizations() -> None:
@@ -73,12 +74,11 @@ def _adapt_fx() -> None:
     setattr(torch.fx.Tracer, "is_leaf_module", is_leaf_module)  # noqa: B010 - a method, to mypy
 
 
-def _adapt_script() -> None:
-    """The model is torch's while it is compiled, and afterwards what it was."""
-    original = torch.jit.script
+def _with_torchs_layers(original: Any) -> Any:
+    """A function of a model, which is torch's while it runs, and afterwards what it was."""
 
     @wraps(original)
-    def script(obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def function(obj: Any, *args: Any, **kwargs: Any) -> Any:
         layers = obj.modules() if isinstance(obj, torch.nn.Module) else ()
         changed = [(layer, type(layer)) for layer in layers if theirs_of(type(layer)) is not None]
         for layer, kind in changed:
@@ -89,7 +89,16 @@ def _adapt_script() -> None:
             for layer, kind in changed:
                 layer.__class__ = kind
 
-    torch.jit.script = script
+    return function
+
+
+def _adapt_script() -> None:
+    torch.jit.script = _with_torchs_layers(torch.jit.script)
+
+
+def _adapt_numeric_suite(module: Any) -> None:
+    """It shadows the layers whose exact types it is given."""
+    module.prepare_model_with_stubs = _with_torchs_layers(module.prepare_model_with_stubs)
 
 
 def _count_flops(module: ModuleType) -> None:
