@@ -480,7 +480,8 @@ def test_weights_that_backward_does_not_read(kind, layers):
             found.append({name: parameter.grad for name, parameter in module.named_parameters()})
     if len(found) > 1:
         assert_near(*found, "float32", "gradient")
-    for name, leaf in (("weight_hh_l0", x), ("weight_ih_l0", x.clone().requires_grad_())):
+    of_upper = [(f"weight_{gate}_l1", x) for gate in ("ih", "hh")][: 2 * (layers - 1)]
+    for name, leaf in (("weight_hh_l0", x), ("weight_ih_l0", x.clone().requires_grad_()), *of_upper):
         output, _ = ours(leaf)
         with torch.no_grad():
             getattr(ours, name).add_(1)

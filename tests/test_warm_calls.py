@@ -193,3 +193,35 @@ def test_upstream_gradients_that_lie_otherwise(cell, lying):
     same((got.x, got.state), (want.x, want.state))
     for name, expected in want.parameters.items():
         assert np.array_equal(got.parameters[name], expected), name
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (4, 3)])
+def test_batch_first(cell, sizes):
+    """In every call, not the first alone."""
+    layer, turned = warm(cell, *sizes), warm(cell, batch_first=True)
+    x, state = given(cell, *sizes)
+    output, end = layer(x, state)
+    for _ in range(3):
+        got, got_end = turned(x.swapaxes(0, 1).copy(), state)
+        same((got.swapaxes(0, 1), got_end), (output, end))
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+def test_out_over_the_state(cell):
+    layer = warm(cell)
+    memory = np.zeros(T * B * H, np.float32)
+    out, h0 = memory.reshape(T, B, H), memory[: B * H].reshape(1, B, H)
+    with raises(ValueError, "out: expected memory of its own, got memory it shares with h0"):
+        layer(numbers(T, B, N), h0, out=out)
+
+
+def test_gradients_of_one_state_alone():
+    weights = numbers(4 * H, N), numbers(4 * H, H)
+    h0, c0 = numbers(B, H), numbers(B, H, seed=1)
+    _, vjp = hotloop.lstm_vjp(numbers(T, B, N), *weights, h0=h0, c0=c0)
+    every = vjp(numbers(T, B, H, seed=2))
+    for name, other in (("h0", "c0"), ("c0", "h0")):
+        alone = vjp(numbers(T, B, H, seed=2), wrt=[name])
+        assert np.array_equal(getattr(alone, name), getattr(every, name))
+        assert getattr(alone, other) is None
