@@ -201,10 +201,11 @@ def test_batch_first(cell, sizes):
     """In every call, not the first alone."""
     layer, turned = warm(cell, *sizes), warm(cell, batch_first=True)
     x, state = given(cell, *sizes)
-    output, end = layer(x, state)
-    for _ in range(3):
-        got, got_end = turned(x.swapaxes(0, 1).copy(), state)
-        same((got.swapaxes(0, 1), got_end), (output, end))
+    for one in (state, None):
+        output, end = layer(x, one)
+        for _ in range(3):
+            got, got_end = turned(x.swapaxes(0, 1).copy(), one)
+            same((got.swapaxes(0, 1), got_end), (output, end))
 
 
 @pytest.mark.parametrize("cell", ["gru", "rnn"])
