@@ -722,4 +722,4 @@ def test_the_command_without_the_backend_asked_for(run_python):
     code = "import sys; sys.modules['hotloop._ffi'] = None\n" + SCRIPT
     done = run_python(code, "info", check=False, HOTLOOP_BACKEND="native")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"hotloop: HOTLOOP_BACKEND=native: the native module was not built, .*\n", done.stderr)
+    assert re.fullmatch(r"hotloop: HOTLOOP_BACKEND=native: there is no native module in .*\n", done.stderr)

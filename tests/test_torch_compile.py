@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 
 import pytest
 import torch
@@ -214,3 +215,17 @@ def test_jit_trace_of_states_and_packed():
     got, want = traced(x * 2, tuple(states)), module(x * 2, tuple(states))
     torch.testing.assert_close(got, want)
     assert len(states_of(got[1])) == 2
+
+
+def test_jit_trace_warns_of_nothing_that_torchs_layers_do_not_warn_of(run_python):
+    code = """
+        import warnings
+        import torch
+        import hotloop.torch
+
+        with warnings.catch_warnings(record=True) as caught:
+            torch.jit.trace(hotloop.torch.GRU(5, 6), (torch.randn(7, 2, 5),))
+            torch.jit.trace(hotloop.torch.LSTMCell(5, 6), (torch.randn(2, 5),))
+        print([str(each.message) for each in caught if "hotloop" in each.filename])
+    """
+    assert run_python(textwrap.dedent(code)).stdout == "[]\n"

@@ -56,7 +56,9 @@ def test_replace_and_restore():
     model(x).sum().backward()
     optimizer.step()
     assert not torch.equal(model(x), before)
-    assert hotloop.torch.replace_modules(model) == hotloop.torch.Replaced({}, report.left)
+    again = hotloop.torch.replace_modules(model)
+    assert again == hotloop.torch.Replaced({}, report.left, report.replaced)
+    assert "already hotloop's layers.0: GRU" in str(again)
     after = model(x)
     assert hotloop.torch.restore_modules(model) == ["layers.0", "layers.1", "cell"]
     assert type(model.again) is type(model.layers[0]) is torch.nn.GRU

@@ -16,8 +16,8 @@ try:
     from ._ffi import ffi, lib
 except ModuleNotFoundError as error:
     raise ImportError(
-        "the native module was not built, because the installation found no C++ compiler or no Python headers; "
-        "install one and reinstall hotloop with HOTLOOP_REQUIRE_NATIVE=1"
+        f"there is no native module in {os.path.dirname(__file__)}: this is a source tree that was not installed, or "
+        "the installation found no C++ compiler or no Python headers; install hotloop with HOTLOOP_REQUIRE_NATIVE=1"
     ) from error
 
 NAME = "native"

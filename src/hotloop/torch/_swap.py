@@ -25,10 +25,12 @@ class Replaced:
 
     replaced: dict[str, str] = field(default_factory=dict)  # to the name of its class
     left: dict[str, str] = field(default_factory=dict)  # to the reason
+    already: dict[str, str] = field(default_factory=dict)  # to the name of its class: hotloop's before the call
 
     def __str__(self) -> str:
         lines = [f"replaced {name or '(model)'}: {kind}" for name, kind in self.replaced.items()]
         lines += [f"left {name or '(model)'}: {reason}" for name, reason in self.left.items()]
+        lines += [f"already hotloop's {name or '(model)'}: {kind}" for name, kind in self.already.items()]
         return "\n".join(lines) or "no recurrent layers"
 
 
@@ -54,7 +56,8 @@ def replace_modules(model: torch.nn.Module) -> Replaced:
         `replaced`, a dict from the names of layers to their classes, and `left`, a dict from the names of recurrent
         layers that stay torch's to the reason: subclasses (with what they do on their own), parametrized, pruned or
         weight-normed layers, quantized ones, those with a projection, and those whose parameters are not on the CPU or
-        neither float32 nor float64.
+        neither float32 nor float64. `already`, a dict from the names of layers that were hotloop's before the call to
+        their classes.
 
     Raises
     ------
@@ -82,7 +85,9 @@ def replace_modules(model: torch.nn.Module) -> Replaced:
                 done.replaced[name] = kind.__name__
             else:
                 done.left[name] = reason
-        elif kind not in _THEIRS and (other := _kin(module)) is not None:
+        elif kind in _THEIRS:
+            done.already[name] = kind.__name__
+        elif (other := _kin(module)) is not None:
             done.left[name] = other
     return done
 

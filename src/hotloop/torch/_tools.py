@@ -7,6 +7,7 @@ whether a module is a leaf, torch.jit.script compiles the class, the counter of 
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,8 @@ def adapt() -> None:
     _adapt_quantization()
     _adapt_fx()
     _adapt_script()
+    # As torch does for its own modules: the checks that torch.jit.trace leaves behind are made by the ops again.
+    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"hotloop\.torch\.")
     when_loaded("torch.utils.flop_counter", _count_flops)
     when_loaded("torch.ao.ns._numeric_suite", _adapt_numeric_suite)
 
