@@ -177,6 +177,34 @@ def test_sizes_of_packed_sequences(name, training):
         module(packed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.float32, torch.bool], ids=str)
+@pytest.mark.parametrize("name", ["batch_sizes", "unsorted"])
+def test_dtypes_of_indices(name, dtype):
+    """No memory is read as that of another type."""
+    arguments = given({name: lambda one: one.to(dtype)}, layout="packed")
+    with raises(TypeError, f"{name}: expected torch.int64, got {dtype}"):
+        torch.ops.hotloop.infer(*arguments.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int32, torch.float32], ids=str)
+def test_dtypes_of_indices_of_a_packed_sequence(dtype):
+    """The end is torch's."""
+    ours, theirs = twins("GRU", N, H)
+    x, sizes, order = torch.randn(6, N), torch.tensor([2, 2, 2]), torch.tensor([1, 0])
+    for given_sizes, indices in ((sizes.to(dtype), order), (sizes, order.to(dtype))):
+        packed = torch.nn.utils.rnn.PackedSequence(x, given_sizes, indices, indices)
+        ends = []
+        for module in (ours, theirs):
+            try:
+                ends.append(module(packed)[0].data)
+            except (RuntimeError, IndexError, TypeError) as error:
+                ends.append(type(error))
+        if isinstance(ends[0], type) or isinstance(ends[1], type):
+            assert ends[0] == ends[1]
+        else:
+            torch.testing.assert_close(*ends)
+
+
 @pytest.mark.parametrize("layout", ["time_major", "packed"])
 def test_backward_of_the_op(layout):
     """What forward left has its shapes, or nothing is read."""

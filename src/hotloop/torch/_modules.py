@@ -412,6 +412,10 @@ class _Layers(_Recurrent):
         traced, x, sizes = _traced(), input, None
         if isinstance(input, PackedSequence):
             x, sizes = input.data, input.batch_sizes
+            for name in ("batch_sizes", "unsorted_indices"):
+                indices = getattr(input, name)
+                if indices is not None and indices.dtype is not torch.int64:
+                    return f"{name} of {indices.dtype}"
         if self._cell() is None:
             return f"proj_size = {self.proj_size}"
         if not isinstance(x, Tensor):

@@ -102,6 +102,9 @@ def check_extras(call: Call) -> None:
             f"batch_sizes: expected a tensor with layout 'packed' and None elsewhere, got {call.batch_sizes} with "
             f"layout {call.layout!r}"
         )
+    for name, indices in (("batch_sizes", call.batch_sizes), ("unsorted", call.unsorted)):
+        if indices is not None and indices.dtype is not torch.int64:
+            raise TypeError(f"{name}: expected {torch.int64}, got {indices.dtype}")
     if call.unsorted is not None and not flat:
         raise ValueError(f"unsorted: expected None without layout 'packed', got a tensor with layout {call.layout!r}")
 
