@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 
 from ._imports import when_loaded
@@ -28,7 +29,7 @@ def adapt() -> None:
     _adapt_fx()
     _adapt_script()
     # As torch does for its own modules: the checks that torch.jit.trace leaves behind are made by the ops again.
-    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"hotloop\.torch\.")
+    warnings.filterwarnings("ignore", category=TracerWarning, module=r"hotloop\.torch\.")
     when_loaded("torch.utils.flop_counter", _count_flops)
     when_loaded("torch.ao.ns._numeric_suite", _adapt_numeric_suite)
 
