@@ -3,14 +3,16 @@
     python tools/run_mutants.py                        all of them
     python tools/run_mutants.py --sample 10 --seed 7   ten
     python tools/run_mutants.py --only NAME NAME       some, by name or by a part of it
-    python tools/run_mutants.py --list                 names and faults
+    python tools/run_mutants.py --list                 names, places and faults
+    python tools/run_mutants.py --check                those that do not apply to the sources; takes seconds
     python tools/run_mutants.py --own                  all, and none gets a second chance by the whole suite
 
 Works on a copy of the tree, in a temporary folder, with the tests and tools of the environment it runs in: the extra
-`test`, cffi >= 2.1, CMake (with Ninja or make) and a C++ compiler. The unmutated copy has to pass first. For each
-mutant one line is changed, what that touches is compiled again (-O1, one instruction set), and its own selection of the
-tests is run; where that passes, all instruction sets are compiled and the whole suite is run before it counts as
-survived. A crash and a test that does not end count as caught. A mutant that does not compile counts as neither.
+`test` (with tree-sitter, by which tools/anchors.py finds the places), cffi >= 2.1, CMake (with Ninja or make) and a C++
+compiler. The unmutated copy has to pass first. For each mutant a few tokens are changed, what that touches is compiled
+again (-O1, one instruction set), and its own selection of the tests is run; where that passes, all instruction sets are
+compiled and the whole suite is run before it counts as survived. A crash and a test that does not end count as caught.
+A mutant that does not compile counts as neither.
 
 Exit status: 0 if every mutant was caught or needs an instruction set that this processor lacks, else 1.
 """
@@ -37,6 +39,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anchors import AnchorError, Tree
+
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = ("tests", "--ignore=tests/test_mutants.py")  # that one sees every mutant, since it reads the source
 # An editable installation would import the package from where it was installed from. `site` runs this file after it has
@@ -49,9 +53,22 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "Redirecting" not in t
 class Outcome(NamedTuple):
     """What became of a mutant; only `caught` and `not here` are good."""
 
-    verdict: str  # caught, SURVIVED, did not compile, not here, BROKEN (the entry itself)
+    verdict: str  # caught, SURVIVED, did not compile, not here, BROKEN (the entry's tests, or the run)
     detail: str
     seconds: float
+
+
+class Seeded(NamedTuple):
+    """A mutant and where it was found."""
+
+    name: str
+    fault: str
+    tests: str
+    isa: str
+    file: str
+    line: int
+    text: str  # of the file
+    changed: str
 
 
 class Failure(Exception):
@@ -65,6 +82,23 @@ def load_mutants() -> list[Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return list(module.MUTANTS)
+
+
+def seed(mutants: list[Any]) -> tuple[list[Seeded], list[str]]:
+    """Look for the places of mutants in the sources. Returns those that apply, and what is wrong with the others."""
+    tree = Tree(ROOT)
+    seeded, wrong = [], []
+    for mutant in mutants:
+        try:
+            place = tree.find(mutant.within, mutant.old)
+        except AnchorError as error:
+            wrong.append(f"{mutant.name}: {error}")
+            continue
+        text, changed = tree.sources[place.file].text, tree.changed(place, mutant.new)
+        seeded.append(
+            Seeded(mutant.name, mutant.fault, mutant.tests, mutant.isa, place.file, place.line, text, changed)
+        )
+    return seeded, wrong
 
 
 def copy_tree(target: Path) -> None:
@@ -188,7 +222,7 @@ def pytest(selection: tuple[str, ...], tree: Path, site: Path, timeout: float) -
     return "failed", found[0] if found else output[-500:]
 
 
-def selection_of(mutant: Any) -> tuple[str, ...]:
+def selection_of(mutant: Seeded) -> tuple[str, ...]:
     """The mutant's own selection; of a kernel, where only one instruction set is compiled, the tests on that one."""
     words = shlex.split(mutant.tests)
     if not mutant.file.startswith("csrc/kernels/"):
@@ -226,7 +260,7 @@ class Runner:
             shutil.copytree(self.tree, copy)
             self.trees.put(copy)
 
-    def check_clean(self, mutants: list[Any]) -> float:
+    def check_clean(self, mutants: list[Seeded]) -> float:
         """What the mutants select passes without them; takes that as the measure of what hangs."""
         selections = {selection_of(mutant) for mutant in mutants if mutant.isa in self.isas}
         # One run of all files that are wanted whole, and one of the others with any of the expressions: more than was
@@ -245,7 +279,7 @@ class Runner:
         self.timeout = min(max(120, 2 * seconds), 600)
         return seconds
 
-    def run(self, mutant: Any) -> Outcome:
+    def run(self, mutant: Seeded) -> Outcome:
         """Try a mutant in a tree that no other job has."""
         start = time.monotonic()
         tree = self.trees.get()
@@ -257,14 +291,13 @@ class Runner:
             self.trees.put(tree)
         return Outcome(verdict, detail, time.monotonic() - start)
 
-    def _run(self, mutant: Any, tree: Path) -> tuple[str, str]:
+    def _run(self, mutant: Seeded, tree: Path) -> tuple[str, str]:
         if mutant.isa not in self.isas:
             return "not here", f"needs {mutant.isa}"
         file = tree / mutant.file
-        text = file.read_text(encoding="utf-8")
-        if text.count(mutant.old) != 1:
-            raise Failure(f"its text occurs {text.count(mutant.old)} times in {mutant.file}")
-        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        if file.read_text(encoding="utf-8") != mutant.text:
+            raise Failure(f"{mutant.file} was changed while this started")
+        file.write_text(mutant.changed, encoding="utf-8")
         objects = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             try:
@@ -282,11 +315,11 @@ class Runner:
             verdict, detail = pytest(SUITE, tree, self.site, 3600)
             return ("caught", f"not by its own tests: {detail}") if verdict == "failed" else ("SURVIVED", mutant.fault)
         finally:
-            file.write_text(text, encoding="utf-8")
+            file.write_text(mutant.text, encoding="utf-8")
             shutil.copy(self.tree / self.build.module, tree / self.build.module)
             shutil.rmtree(objects)
 
-    def _compile(self, mutant: Any, tree: Path, objects: Path, isas: list[str]) -> None:
+    def _compile(self, mutant: Seeded, tree: Path, objects: Path, isas: list[str]) -> None:
         if mutant.file.endswith(".py"):
             compile((tree / mutant.file).read_text(encoding="utf-8"), mutant.file, "exec")
         elif sources := self.build.sources_of(mutant.file, isas):
@@ -301,15 +334,13 @@ def choose(mutants: list[Any], arguments: argparse.Namespace) -> list[Any]:
         mutants = [mutant for mutant in mutants if any(name in mutant.name for name in arguments.only)]
     if arguments.sample is not None:
         mutants = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
-    # The quick ones first: Python needs no compiler, and the kernels take it longest.
-    return sorted(
-        mutants, key=lambda mutant: (mutant.file.startswith("csrc/"), mutant.file.startswith("csrc/kernels/"))
-    )
+    return mutants
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the tests against seeded faults; every one has to be caught.")
-    parser.add_argument("--list", action="store_true", help="print names and faults, and run nothing")
+    parser.add_argument("--list", action="store_true", help="print names, places and faults, and run nothing")
+    parser.add_argument("--check", action="store_true", help="print those that do not apply to the sources")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="those whose name contains one of these")
     parser.add_argument("--sample", type=int, metavar="N", help="so many of them, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
@@ -318,10 +349,17 @@ def main() -> int:
     parser.add_argument("--unchecked", action="store_true", help="take it for granted that the unmutated tree passes")
     arguments = parser.parse_args()
     try:
-        mutants = choose(load_mutants(), arguments)
+        mutants, wrong = seed(choose(load_mutants(), arguments))
+        if arguments.check:
+            print(*wrong, f"{len(mutants)} mutants apply to the sources, {len(wrong)} do not", sep="\n")
+            return 1 if wrong else 0
+        if wrong:
+            raise Failure("\n".join(wrong))
+        # The quick ones first: Python needs no compiler, and the kernels take it longest.
+        mutants.sort(key=lambda mutant: (mutant.file.startswith("csrc/"), mutant.file.startswith("csrc/kernels/")))
         if arguments.list:
             for mutant in mutants:
-                print(f"{mutant.name:<44} {mutant.file:<28} {mutant.fault}")
+                print(f"{mutant.name:<44} {f'{mutant.file}:{mutant.line}':<34} {mutant.fault}")
             return 0
         return run_all(mutants, arguments.jobs, arguments.own, not arguments.unchecked)
     except Failure as failure:
@@ -329,7 +367,7 @@ def main() -> int:
         return 1
 
 
-def run_all(mutants: list[Any], jobs: int, own: bool, checked: bool) -> int:
+def run_all(mutants: list[Seeded], jobs: int, own: bool, checked: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: the tests do not inherit that it is ignored
         signal.signal(number, signal.default_int_handler)
     start = time.monotonic()
