@@ -1,378 +1,298 @@
-// The extern "C" boundary: whatever would corrupt memory is refused here, then one indirect call a sequence. Nothing is
-// allocated and nothing throws.
+// The extern "C" boundary: what a call's own arguments could break is refused here, then one indirect call a sequence. Nothing
+// is allocated and nothing throws.
 #include <math.h>
+#include <string.h>
 
 #include "dispatch.h"
 #include "float_control.h"
 #include "hash.h"
 #include "hotloop.h"
+#include "plan.h"
 #include "schedule.h"
 #include "threads.h"
 
 namespace {
 
+using hotloop::BackwardCall;
 using hotloop::CellKernels;
+using hotloop::ForwardCall;
 using hotloop::KernelTable;
+using hotloop::kMaxBytes;
+using hotloop::PackedHeader;
+using hotloop::Plan;
 
-constexpr int kMaxThreads = 256;
-constexpr int64_t kMaxCount = 1 << 20;
-constexpr int64_t kStepWorkspace = 16 * 1024;  // on the stack
-constexpr int64_t kStepRows = 4096;
-// Every array of a call, and the workspace, must be shorter than this. Products of sizes are formed in double, whose
-// rounding is far below the distance to where int64 overflows.
-constexpr double kMaxBytes = 4.0e18 / 16;
-
-// What the packed weights' first line says they are.
-struct PackedHeader {
-  const KernelTable* table;
-  int64_t cell, dtype, input_size, hidden_size;
-};
-static_assert(sizeof(PackedHeader) <= hotloop::kPackedHeaderBytes);
-
-const CellKernels& kernels_of(const KernelTable& table, const hotloop_forward_args& args) {
-  return table.types[args.dtype].cells[args.cell];
-}
-
-int check_weights(const hotloop_forward_args* args) {
-  if (args == nullptr || args->cell < 0 || args->cell >= HOTLOOP_CELL_COUNT || args->dtype < 0 ||
-      args->dtype >= HOTLOOP_DTYPE_COUNT || args->input_size < 1 || args->hidden_size < 1) {
-    return HOTLOOP_BAD_ARGUMENT;
-  }
-  const KernelTable* const table = hotloop::active_table();
-  if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
-  const double G = kernels_of(*table, *args).gates, I = (double)args->input_size, H = (double)args->hidden_size;
-  if (G * (H + 64) * (I + H + 64) * 8 > kMaxBytes) return HOTLOOP_TOO_LARGE;
-  return HOTLOOP_OK;
-}
+bool missing(const void* pointer, int64_t count) { return pointer == nullptr && count > 0; }
 
 // Rows lie where lengths and offsets say, so they are read before anything is computed with them.
-int check_lengths(const hotloop_forward_args& args) {
-  if (args.lengths != nullptr && args.offsets != nullptr) return HOTLOOP_BAD_ARGUMENT;
-  if (args.lengths != nullptr) {
-    for (int64_t row = 0; row < args.batch_size; ++row) {
-      if (args.lengths[row] < 0 || args.lengths[row] > args.seq_len) return HOTLOOP_BAD_ARGUMENT;
+int check_lengths(const hotloop_buffers& buffers) {
+  if (buffers.lengths != nullptr && buffers.offsets != nullptr) return HOTLOOP_BAD_ARGUMENT;
+  if (buffers.lengths != nullptr) {
+    for (int64_t row = 0; row < buffers.batch_size; ++row) {
+      if (buffers.lengths[row] < 0 || buffers.lengths[row] > buffers.seq_len) return HOTLOOP_BAD_ARGUMENT;
     }
   }
-  if (args.offsets != nullptr) {
-    if (args.offsets[0] != 0) return HOTLOOP_BAD_ARGUMENT;
-    for (int64_t row = 0; row < args.batch_size; ++row) {
-      const int64_t from = args.offsets[row], to = args.offsets[row + 1];
-      if (to < from || to - from > args.seq_len) return HOTLOOP_BAD_ARGUMENT;
+  if (buffers.offsets != nullptr) {
+    if (buffers.offsets[0] != 0) return HOTLOOP_BAD_ARGUMENT;
+    for (int64_t row = 0; row < buffers.batch_size; ++row) {
+      const int64_t from = buffers.offsets[row], to = buffers.offsets[row + 1];
+      if (to < from || to - from > buffers.seq_len) return HOTLOOP_BAD_ARGUMENT;
     }
   }
   return HOTLOOP_OK;
 }
 
 // Whether addresses in a sequence with these strides cannot be computed.
-bool too_far(const hotloop_forward_args& args, int64_t stride_t, int64_t stride_b) {
-  const double steps = (double)(args.offsets != nullptr ? args.offsets[args.batch_size] : args.seq_len);
+bool too_far(const hotloop_buffers& buffers, int64_t stride_t, int64_t stride_b) {
+  const double steps = (double)(buffers.offsets != nullptr ? buffers.offsets[buffers.batch_size] : buffers.seq_len);
   return fabs((double)stride_t * (steps + 1)) * 8 > kMaxBytes ||
-         fabs((double)stride_b * (double)args.batch_size) * 8 > kMaxBytes;
+         fabs((double)stride_b * (double)buffers.batch_size) * 8 > kMaxBytes;
 }
 
-int check_sizes(const hotloop_forward_args* args) {
-  const int status = check_weights(args);
+int check_weights(const Plan& plan, const hotloop_weights* weights) {
+  if (weights == nullptr) return HOTLOOP_BAD_ARGUMENT;
+  if (plan.backward() || weights->packed == nullptr) {
+    const bool here = weights->weight_ih != nullptr && weights->weight_hh != nullptr;
+    return here && (plan.uses & HOTLOOP_PACKED) == 0 ? HOTLOOP_OK : HOTLOOP_BAD_ARGUMENT;
+  }
+  if (reinterpret_cast<uintptr_t>(weights->packed) % 64 != 0) return HOTLOOP_PACKED_ELSEWHERE;
+  const PackedHeader& header = *static_cast<const PackedHeader*>(weights->packed);
+  const bool same = header.magic == plan.magic && header.table == plan.table && header.cell == plan.cell &&
+                    header.dtype == plan.dtype && header.input_size == plan.input_size &&
+                    header.hidden_size == plan.hidden_size;
+  return same ? HOTLOOP_OK : HOTLOOP_PACKED_ELSEWHERE;
+}
+
+// What both directions of time read of the buffers.
+int check_buffers(const Plan& plan, const hotloop_buffers& buffers) {
+  const CellKernels& cell = plan.kernels();
+  const int64_t T = buffers.seq_len, B = buffers.batch_size;
+  if (T < 1 || T > plan.seq_len || B < 0 || B > plan.batch_size || buffers.cursor < 0 || buffers.cursor > T ||
+      (plan.on_stack && buffers.cursor != 0) || missing(buffers.x, B) || missing(buffers.output, B)) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  // What training saves is there in training and backward, and nowhere else.
+  const bool saves = (plan.uses & (HOTLOOP_TRAINING | HOTLOOP_BACKWARD)) != 0;
+  if ((saves && cell.saved > 0 ? missing(buffers.gates, B) : buffers.gates != nullptr) ||
+      (cell.has_c ? saves && missing(buffers.c, B) : buffers.c != nullptr || buffers.c0 != nullptr)) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  const int status = check_lengths(buffers);
   if (status != HOTLOOP_OK) return status;
-  if (args->seq_len < 1 || args->batch_size < 0) return HOTLOOP_BAD_ARGUMENT;
-  const double T = (double)args->seq_len, B = (double)args->batch_size;
-  const double widest = (double)args->input_size + 4.0 * (double)args->hidden_size + 64;
-  // Row counts beyond T*B occur where a chunk is rounded up: at most one chunk of rows more.
-  if ((T * B + 4096 + B) * widest * 8 * 4 > kMaxBytes) return HOTLOOP_TOO_LARGE;
-  const int lengths = check_lengths(*args);
-  if (lengths != HOTLOOP_OK) return lengths;
-  const int64_t strides[][2] = {{args->x_stride_t, args->x_stride_b},
-                                {args->output_stride_t, args->output_stride_b},
-                                {args->c_stride_t, args->c_stride_b},
-                                {args->resets_stride_t, args->resets_stride_b}};
-  for (const auto& [stride_t, stride_b] : strides) {
-    if (too_far(*args, stride_t, stride_b)) return HOTLOOP_TOO_LARGE;
-  }
-  return HOTLOOP_OK;
+  const bool far = too_far(buffers, buffers.x_stride_t, buffers.x_stride_b) ||
+                   too_far(buffers, buffers.output_stride_t, buffers.output_stride_b) ||
+                   too_far(buffers, buffers.c_stride_t, buffers.c_stride_b) ||
+                   too_far(buffers, buffers.resets_stride_t, buffers.resets_stride_b);
+  return far ? HOTLOOP_TOO_LARGE : check_weights(plan, buffers.weights);
 }
 
-bool missing(const void* pointer, int64_t count) { return pointer == nullptr && count > 0; }
-
-int check_call(const hotloop_forward_args& args) {
-  const KernelTable& table = *hotloop::active_table();
-  const CellKernels& cell = kernels_of(table, args);
-  const int64_t B = args.batch_size;
-  if (args.cursor < 0 || args.cursor > args.seq_len || missing(args.x, B) || missing(args.output, B) ||
-      missing(args.h_n, B) || (cell.has_c && missing(args.c_n, B))) {
-    return HOTLOOP_BAD_ARGUMENT;
-  }
-  // In training a cell with c keeps both its gates and c.
-  if ((args.gates != nullptr && cell.saved == 0) ||
-      (cell.has_c ? args.gates != nullptr && args.c == nullptr && B > 0 : args.c != nullptr || args.c0 != nullptr)) {
-    return HOTLOOP_BAD_ARGUMENT;
-  }
-  if (args.packed != nullptr) {
-    if (reinterpret_cast<uintptr_t>(args.packed) % 64 != 0) return HOTLOOP_PACKED_ELSEWHERE;
-    const PackedHeader& header = *static_cast<const PackedHeader*>(args.packed);
-    if (header.table != &table || header.cell != args.cell || header.dtype != args.dtype ||
-        header.input_size != args.input_size || header.hidden_size != args.hidden_size) {
-      return HOTLOOP_PACKED_ELSEWHERE;
-    }
-  } else if (args.weight_ih == nullptr || args.weight_hh == nullptr) {
-    return HOTLOOP_BAD_ARGUMENT;
-  }
-  return HOTLOOP_OK;
+int check_call(const Plan& plan, const hotloop_buffers& buffers) {
+  const int status = check_buffers(plan, buffers);
+  if (status != HOTLOOP_OK) return status;
+  const int64_t B = buffers.batch_size;
+  return missing(buffers.h_n, B) || (plan.kernels().has_c && missing(buffers.c_n, B)) ? HOTLOOP_BAD_ARGUMENT
+                                                                                      : HOTLOOP_OK;
 }
 
-int check_call(const hotloop_backward_args& args) {
-  const hotloop_forward_args& forward = args.forward;
-  const CellKernels& cell = kernels_of(*hotloop::active_table(), forward);
-  const int64_t B = forward.batch_size;
-  if (args.cursor < 0 || args.cursor > forward.seq_len || missing(forward.x, B) || missing(forward.output, B) ||
-      forward.weight_ih == nullptr || forward.weight_hh == nullptr || missing(args.grad_h0, B) ||
-      (cell.saved > 0 && missing(forward.gates, B)) ||
-      (cell.has_c ? missing(forward.c, B) || missing(args.grad_c0, B)
-                  : args.grad_c_n != nullptr || args.grad_c != nullptr || args.grad_c0 != nullptr)) {
+int check_gradients(const Plan& plan, const hotloop_buffers& buffers, const hotloop_gradients& gradients) {
+  const bool unplanned =
+      ((plan.uses & HOTLOOP_GRAD_X) == 0 && gradients.grad_x != nullptr) ||
+      ((plan.uses & HOTLOOP_GRAD_WEIGHTS) == 0 &&
+       (gradients.grad_weight_ih != nullptr || gradients.grad_weight_hh != nullptr)) ||
+      ((plan.uses & HOTLOOP_RESET_TO_INITIAL) == 0 && buffers.resets != nullptr && buffers.reset_to_initial != 0);
+  const int64_t B = buffers.batch_size;
+  if (unplanned || missing(gradients.grad_h0, B) ||
+      (plan.kernels().has_c
+           ? missing(gradients.grad_c0, B)
+           : gradients.grad_c_n != nullptr || gradients.grad_c != nullptr || gradients.grad_c0 != nullptr)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
-  if (too_far(forward, args.grad_output_stride_t, args.grad_output_stride_b) ||
-      too_far(forward, args.grad_c_stride_t, args.grad_c_stride_b) ||
-      too_far(forward, args.grad_x_stride_t, args.grad_x_stride_b)) {
-    return HOTLOOP_TOO_LARGE;
-  }
-  return HOTLOOP_OK;
+  const bool far = too_far(buffers, gradients.grad_output_stride_t, gradients.grad_output_stride_b) ||
+                   too_far(buffers, gradients.grad_c_stride_t, gradients.grad_c_stride_b) ||
+                   too_far(buffers, gradients.grad_x_stride_t, gradients.grad_x_stride_b);
+  return far ? HOTLOOP_TOO_LARGE : HOTLOOP_OK;
 }
 
-int clamp_threads(int32_t threads) { return threads <= 1 ? 1 : threads < kMaxThreads ? threads : kMaxThreads; }
+void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& call) {
+  const hotloop_weights& weights = *buffers.weights;
+  call = {plan.cell,
+          plan.dtype,
+          buffers.reverse,
+          buffers.reset_to_initial,
+          buffers.seq_len,
+          buffers.batch_size,
+          plan.input_size,
+          plan.hidden_size,
+          weights.weight_ih,
+          weights.weight_hh,
+          weights.bias_ih,
+          weights.bias_hh,
+          weights.packed,
+          buffers.x,
+          buffers.x_stride_t,
+          buffers.x_stride_b,
+          buffers.h0,
+          buffers.c0,
+          buffers.output,
+          buffers.output_stride_t,
+          buffers.output_stride_b,
+          buffers.h_n,
+          buffers.c_n,
+          buffers.gates,
+          buffers.c,
+          buffers.c_stride_t,
+          buffers.c_stride_b,
+          buffers.lengths,
+          buffers.offsets,
+          buffers.resets,
+          buffers.resets_stride_t,
+          buffers.resets_stride_b,
+          buffers.cursor};
+}
 
-template <class Args>
-int64_t workspace_of(const Args* args, int64_t count, int32_t threads) {
+int check_call(const Plan& plan, const hotloop_buffers& buffers, const hotloop_gradients& gradients) {
+  const int status = check_buffers(plan, buffers);
+  return status != HOTLOOP_OK ? status : check_gradients(plan, buffers, gradients);
+}
+
+int run_forward(const Plan& plan, hotloop_buffers* buffers, const hotloop_executor* executor, void* memory) {
+  ForwardCall* const calls = static_cast<ForwardCall*>(memory);
+  for (int64_t i = 0; i < plan.count; ++i) {
+    describe(plan, buffers[i], calls[i]);  // NOLINT(clang-analyzer-security.ArrayBound): hotloop_step's count is 1
+  }
+  return hotloop::run(plan, calls, buffers, executor, static_cast<char*>(memory) + plan.calls_bytes());
+}
+
+int run_backward(const Plan& plan, hotloop_buffers* buffers, const hotloop_gradients* gradients,
+                 const hotloop_executor* executor, void* memory) {
+  BackwardCall* const calls = static_cast<BackwardCall*>(memory);
+  for (int64_t i = 0; i < plan.count; ++i) {
+    static_cast<hotloop_gradients&>(calls[i]) = gradients[i];
+    describe(plan, buffers[i], calls[i].forward);
+  }
+  return hotloop::run(plan, calls, buffers, executor, static_cast<char*>(memory) + plan.calls_bytes());
+}
+
+// Calls run(memory) with the workspace from a cache line on: the caller's, or one on the stack.
+template <class F>
+int with_workspace(const Plan& plan, void* workspace, int64_t bytes, F&& run) {
   const hotloop::ExceptionsKept exceptions_kept;
-  if (args == nullptr || count < 0 || count > kMaxCount) return -1;
-  for (int64_t i = 0; i < count; ++i) {
-    if (check_sizes(&hotloop::forward_of(args[i])) != HOTLOOP_OK) return -1;
+  if (plan.on_stack) {
+    alignas(64) char memory[hotloop::kStackBytes + 64];
+    return run(static_cast<void*>(memory));
   }
-  if (count == 0) return 0;
-  const int64_t each = hotloop::workspace_of(args, count, clamp_threads(threads));
-  return (double)each * (double)count > kMaxBytes ? -1 : each * count;
-}
-
-template <class Args>
-int run(Args* args, int64_t count, int32_t threads, void* workspace, int64_t workspace_bytes, bool if_short = false) {
-  const hotloop::ExceptionsKept exceptions_kept;
-  if (args == nullptr || count < 0 || count > kMaxCount) return HOTLOOP_BAD_ARGUMENT;
-  for (int64_t i = 0; i < count; ++i) {
-    int status = check_sizes(&hotloop::forward_of(args[i]));
-    if (status == HOTLOOP_OK) status = check_call(args[i]);
-    if (status != HOTLOOP_OK) return status;
-  }
-  if (count == 0) return HOTLOOP_OK;
-  threads = clamp_threads(threads);
-  if (if_short && !hotloop::is_short(args, count)) return HOTLOOP_WORKSPACE_TOO_SMALL;
-  if (workspace == nullptr || workspace_bytes / count < hotloop::workspace_of(args, count, threads)) {
-    return HOTLOOP_WORKSPACE_TOO_SMALL;
-  }
-  return hotloop::run(args, count, threads, workspace, if_short);
-}
-
-// Sizes as the flat functions take them.
-hotloop_forward_args sized(int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size,
-                           int64_t input_size, int64_t hidden_size) {
-  hotloop_forward_args args{};
-  args.cell = cell;
-  args.dtype = dtype;
-  args.reverse = reverse;
-  args.seq_len = seq_len;
-  args.batch_size = batch_size;
-  args.input_size = input_size;
-  args.hidden_size = hidden_size;
-  return args;
-}
-
-// The rest of what they take, and where a contiguous c lies; sizes are checked later, so the product may wrap around.
-void set_ragged(hotloop_forward_args& args, void* c, const int64_t* lengths, const int64_t* offsets,
-                const uint8_t* resets, int64_t resets_stride_t, int64_t resets_stride_b, int32_t reset_to_initial) {
-  args.c = c;
-  args.c_stride_b = args.hidden_size;
-  args.c_stride_t =
-      offsets != nullptr ? args.hidden_size : (int64_t)((uint64_t)args.batch_size * (uint64_t)args.hidden_size);
-  args.lengths = lengths;
-  args.offsets = offsets;
-  args.resets = resets;
-  args.resets_stride_t = resets_stride_t;
-  args.resets_stride_b = resets_stride_b;
-  args.reset_to_initial = reset_to_initial;
-}
-
-template <class Args>
-int run_to_the_end(Args& args, int32_t threads, void* workspace, int64_t workspace_bytes) {
-  int status;
-  do {
-    status = run(&args, 1, threads, workspace, workspace_bytes);
-  } while (status == HOTLOOP_AGAIN);
-  return status;
+  if (workspace == nullptr || bytes < plan.workspace_bytes()) return HOTLOOP_WORKSPACE_TOO_SMALL;
+  return run(static_cast<void*>(static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63)));
 }
 
 }  // namespace
 
 extern "C" {
 
-int64_t hotloop_forward_workspace(const hotloop_forward_args* args, int64_t count, int32_t threads) {
-  return workspace_of(args, count, threads);
+int32_t hotloop_abi_version(void) { return HOTLOOP_ABI_VERSION; }
+
+int32_t hotloop_make_plan(hotloop_plan* plan, const hotloop_spec* spec, int32_t uses, int64_t count, int64_t seq_len,
+                          int64_t batch_size, int32_t threads) {
+  const hotloop::ExceptionsKept exceptions_kept;
+  if (plan == nullptr) return HOTLOOP_BAD_ARGUMENT;
+  int status = hotloop::check_spec(spec);
+  Plan made{};
+  if (status == HOTLOOP_OK) status = hotloop::make_plan(made, *spec, uses, count, seq_len, batch_size, threads);
+  if (status == HOTLOOP_OK) memcpy(plan, &made, sizeof made);
+  return status;
 }
 
-int64_t hotloop_backward_workspace(const hotloop_backward_args* args, int64_t count, int32_t threads) {
-  return workspace_of(args, count, threads);
+int64_t hotloop_workspace_bytes(const hotloop_plan* plan) {
+  const Plan* const decided = hotloop::plan_of(plan);
+  return decided == nullptr ? -1 : decided->on_stack ? 0 : decided->workspace_bytes();
 }
 
-int32_t hotloop_forward(hotloop_forward_args* args, int64_t count, int32_t threads, void* workspace,
-                        int64_t workspace_bytes) {
-  return run(args, count, threads, workspace, workspace_bytes);
+int32_t hotloop_forward(const hotloop_plan* plan, hotloop_buffers* buffers, const hotloop_executor* executor,
+                        void* workspace, int64_t workspace_bytes) {
+  const Plan* const decided = hotloop::plan_of(plan);
+  if (decided == nullptr) return HOTLOOP_PLANNED_ELSEWHERE;
+  if (buffers == nullptr || decided->backward()) return HOTLOOP_BAD_ARGUMENT;
+  for (int64_t i = 0; i < decided->count; ++i) {
+    const int status = check_call(*decided, buffers[i]);
+    if (status != HOTLOOP_OK) return status;
+  }
+  return with_workspace(*decided, workspace, workspace_bytes,
+                        [&](void* memory) { return run_forward(*decided, buffers, executor, memory); });
 }
 
-int32_t hotloop_backward(hotloop_backward_args* args, int64_t count, int32_t threads, void* workspace,
-                         int64_t workspace_bytes) {
-  return run(args, count, threads, workspace, workspace_bytes);
+int32_t hotloop_backward(const hotloop_plan* plan, hotloop_buffers* buffers, const hotloop_gradients* gradients,
+                         const hotloop_executor* executor, void* workspace, int64_t workspace_bytes) {
+  const Plan* const decided = hotloop::plan_of(plan);
+  if (decided == nullptr) return HOTLOOP_PLANNED_ELSEWHERE;
+  if (buffers == nullptr || gradients == nullptr || !decided->backward()) return HOTLOOP_BAD_ARGUMENT;
+  for (int64_t i = 0; i < decided->count; ++i) {
+    const int status = check_call(*decided, buffers[i], gradients[i]);
+    if (status != HOTLOOP_OK) return status;
+  }
+  return with_workspace(*decided, workspace, workspace_bytes,
+                        [&](void* memory) { return run_backward(*decided, buffers, gradients, executor, memory); });
 }
 
-int32_t hotloop_forward_short(hotloop_forward_args* args, int64_t count, void* workspace, int64_t workspace_bytes) {
-  return run(args, count, 1, workspace, workspace_bytes, true);
-}
-
-int32_t hotloop_backward_short(hotloop_backward_args* args, int64_t count, void* workspace, int64_t workspace_bytes) {
-  return run(args, count, 1, workspace, workspace_bytes, true);
-}
-
-int32_t hotloop_forward_step(const hotloop_forward_args* like, int64_t seq_len, int64_t batch_size, const void* x,
-                             const void* h0, const void* c0, void* output, void* h_n, void* c_n) {
-  const int status = check_weights(like);
-  if (status != HOTLOOP_OK) return status;
-  // Before the products below, which must not overflow: check_weights has bounded the other factors.
-  if (like->packed == nullptr || batch_size < 0) return HOTLOOP_BAD_ARGUMENT;
-  if (batch_size > kStepRows) return HOTLOOP_WORKSPACE_TOO_SMALL;
-  hotloop_forward_args args = *like;
-  args.seq_len = seq_len;
-  args.batch_size = batch_size;
-  args.x = x;
-  args.x_stride_b = args.input_size;
-  args.x_stride_t = batch_size * args.input_size;
-  args.h0 = h0;
-  args.c0 = c0;
-  args.output = output;
-  args.output_stride_b = args.hidden_size;
-  args.output_stride_t = batch_size * args.hidden_size;
-  args.h_n = h_n;
-  args.c_n = c_n;
-  args.gates = args.c = nullptr;
-  args.lengths = args.offsets = nullptr;
-  args.resets = nullptr;
-  args.cursor = 0;
-  alignas(64) char workspace[kStepWorkspace];
-  return run(&args, 1, 1, workspace, kStepWorkspace, true);
-}
-
-int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
-                                       int64_t input_size, int64_t hidden_size, int32_t threads) {
-  const hotloop_forward_args args = sized(cell, dtype, 0, seq_len, batch_size, input_size, hidden_size);
-  return workspace_of(&args, 1, threads);
-}
-
-int64_t hotloop_backward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
-                                        int64_t input_size, int64_t hidden_size, int32_t threads) {
-  hotloop_backward_args args{};
-  args.forward = sized(cell, dtype, 0, seq_len, batch_size, input_size, hidden_size);
-  // Wanted: only compared with null here.
-  args.grad_x = args.grad_weight_ih = args.grad_weight_hh = &args;
-  args.forward.resets = reinterpret_cast<const uint8_t*>(&args);
-  args.forward.reset_to_initial = 1;
-  return workspace_of(&args, 1, threads);
-}
-
-int32_t hotloop_forward_flat(int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size,
-                             int64_t input_size, int64_t hidden_size, const void* x, int64_t x_stride_t,
-                             int64_t x_stride_b, const void* weight_ih, const void* weight_hh, const void* bias_ih,
-                             const void* bias_hh, const void* h0, const void* c0, void* output, int64_t output_stride_t,
-                             int64_t output_stride_b, void* h_n, void* c_n, void* gates, void* c,
-                             const int64_t* lengths, const int64_t* offsets, const uint8_t* resets,
-                             int64_t resets_stride_t, int64_t resets_stride_b, int32_t reset_to_initial,
-                             int32_t threads, void* workspace, int64_t workspace_bytes) {
-  hotloop_forward_args args = sized(cell, dtype, reverse, seq_len, batch_size, input_size, hidden_size);
-  args.x = x;
-  args.x_stride_t = x_stride_t;
-  args.x_stride_b = x_stride_b;
-  args.weight_ih = weight_ih;
-  args.weight_hh = weight_hh;
-  args.bias_ih = bias_ih;
-  args.bias_hh = bias_hh;
-  args.h0 = h0;
-  args.c0 = c0;
-  args.output = output;
-  args.output_stride_t = output_stride_t;
-  args.output_stride_b = output_stride_b;
-  args.h_n = h_n;
-  args.c_n = c_n;
-  args.gates = gates;
-  set_ragged(args, c, lengths, offsets, resets, resets_stride_t, resets_stride_b, reset_to_initial);
-  return run_to_the_end(args, threads, workspace, workspace_bytes);
-}
-
-int32_t hotloop_backward_flat(int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size,
-                              int64_t input_size, int64_t hidden_size, const void* x, int64_t x_stride_t,
-                              int64_t x_stride_b, const void* weight_ih, const void* weight_hh, const void* h0,
-                              const void* c0, const void* output, int64_t output_stride_t, int64_t output_stride_b,
-                              const void* gates, const void* c, const int64_t* lengths, const int64_t* offsets,
-                              const uint8_t* resets, int64_t resets_stride_t, int64_t resets_stride_b,
-                              int32_t reset_to_initial, const void* grad_output, int64_t grad_output_stride_t,
-                              int64_t grad_output_stride_b, const void* grad_h_n, const void* grad_c_n,
-                              const void* grad_c, void* grad_x, int64_t grad_x_stride_t, int64_t grad_x_stride_b,
-                              void* grad_weight_ih, void* grad_weight_hh, void* grad_bias_ih, void* grad_bias_hh,
-                              void* grad_h0, void* grad_c0, int32_t threads, void* workspace, int64_t workspace_bytes) {
-  hotloop_backward_args args{};
-  hotloop_forward_args& forward = args.forward;
-  forward = sized(cell, dtype, reverse, seq_len, batch_size, input_size, hidden_size);
-  forward.x = x;
-  forward.x_stride_t = x_stride_t;
-  forward.x_stride_b = x_stride_b;
-  forward.weight_ih = weight_ih;
-  forward.weight_hh = weight_hh;
-  forward.h0 = h0;
-  forward.c0 = c0;
-  forward.output = const_cast<void*>(output);
-  forward.output_stride_t = output_stride_t;
-  forward.output_stride_b = output_stride_b;
-  forward.gates = const_cast<void*>(gates);
-  set_ragged(forward, const_cast<void*>(c), lengths, offsets, resets, resets_stride_t, resets_stride_b,
-             reset_to_initial);
-  args.grad_output = grad_output;
-  args.grad_output_stride_t = grad_output_stride_t;
-  args.grad_output_stride_b = grad_output_stride_b;
-  args.grad_h_n = grad_h_n;
-  args.grad_c_n = grad_c_n;
-  args.grad_c = grad_c;
-  args.grad_c_stride_t = forward.c_stride_t;
-  args.grad_c_stride_b = forward.c_stride_b;
-  args.grad_x = grad_x;
-  args.grad_x_stride_t = grad_x_stride_t;
-  args.grad_x_stride_b = grad_x_stride_b;
-  args.grad_weight_ih = grad_weight_ih;
-  args.grad_weight_hh = grad_weight_hh;
-  args.grad_bias_ih = grad_bias_ih;
-  args.grad_bias_hh = grad_bias_hh;
-  args.grad_h0 = grad_h0;
-  args.grad_c0 = grad_c0;
-  return run_to_the_end(args, threads, workspace, workspace_bytes);
-}
-
-int64_t hotloop_packed_bytes(const hotloop_forward_args* args) {
-  if (check_weights(args) != HOTLOOP_OK) return -1;
-  return hotloop::kPackedHeaderBytes + kernels_of(*hotloop::active_table(), *args).packed_bytes(*args);
-}
-
-int32_t hotloop_pack(const hotloop_forward_args* args, void* packed, int64_t bytes) {
-  const int status = check_weights(args);
-  if (status != HOTLOOP_OK) return status;
-  if (packed == nullptr || reinterpret_cast<uintptr_t>(packed) % 64 != 0 || args->weight_ih == nullptr ||
-      args->weight_hh == nullptr) {
+int32_t hotloop_step(const hotloop_plan* plan, const hotloop_weights* weights, int64_t seq_len, int64_t batch_size,
+                     const void* x, const void* h0, const void* c0, void* output, void* h_n, void* c_n,
+                     const hotloop_executor* executor, void* workspace, int64_t workspace_bytes) {
+  const Plan* const decided = hotloop::plan_of(plan);
+  if (decided == nullptr) return HOTLOOP_PLANNED_ELSEWHERE;
+  // Sizes first: the strides are products of them.
+  if (decided->count != 1 || (decided->uses & (HOTLOOP_TRAINING | HOTLOOP_BACKWARD)) != 0 || seq_len < 1 ||
+      seq_len > decided->seq_len || batch_size < 0 || batch_size > decided->batch_size) {
     return HOTLOOP_BAD_ARGUMENT;
   }
-  if (bytes < hotloop_packed_bytes(args)) return HOTLOOP_WORKSPACE_TOO_SMALL;
-  const KernelTable* const table = hotloop::active_table();
-  *static_cast<PackedHeader*>(packed) = {table, args->cell, args->dtype, args->input_size, args->hidden_size};
-  kernels_of(*table, *args).pack(*args, static_cast<char*>(packed) + hotloop::kPackedHeaderBytes);
+  const bool batch_first = (decided->uses & HOTLOOP_BATCH_FIRST) != 0;
+  const int64_t rows_t = batch_first ? 1 : batch_size, rows_b = batch_first ? seq_len : 1;
+  hotloop_buffers buffers{};
+  buffers.weights = weights;
+  buffers.seq_len = seq_len;
+  buffers.batch_size = batch_size;
+  buffers.x = x;
+  buffers.x_stride_t = rows_t * decided->input_size;
+  buffers.x_stride_b = rows_b * decided->input_size;
+  buffers.h0 = h0;
+  buffers.c0 = c0;
+  buffers.output = output;
+  buffers.output_stride_t = rows_t * decided->hidden_size;
+  buffers.output_stride_b = rows_b * decided->hidden_size;
+  buffers.h_n = h_n;
+  buffers.c_n = c_n;
+  const int status = check_call(*decided, buffers);
+  if (status != HOTLOOP_OK) return status;
+  return with_workspace(*decided, workspace, workspace_bytes, [&](void* memory) {
+    int now;
+    do {
+      now = run_forward(*decided, &buffers, executor, memory);
+    } while (now == HOTLOOP_AGAIN);
+    return now;
+  });
+}
+
+int64_t hotloop_packed_bytes(const hotloop_spec* spec) {
+  if (hotloop::check_spec(spec) != HOTLOOP_OK) return -1;
+  const CellKernels& cell = hotloop::active_table()->types[spec->dtype].cells[spec->cell];
+  return hotloop::kPackedHeaderBytes + cell.packed_bytes(spec->input_size, spec->hidden_size);
+}
+
+int32_t hotloop_pack(const hotloop_spec* spec, const hotloop_weights* weights, void* packed, int64_t bytes) {
+  const int status = hotloop::check_spec(spec);
+  if (status != HOTLOOP_OK) return status;
+  if (packed == nullptr || reinterpret_cast<uintptr_t>(packed) % 64 != 0 || weights == nullptr ||
+      weights->weight_ih == nullptr || weights->weight_hh == nullptr) {
+    return HOTLOOP_BAD_ARGUMENT;
+  }
+  if (bytes < hotloop_packed_bytes(spec)) return HOTLOOP_WORKSPACE_TOO_SMALL;
+  *static_cast<PackedHeader*>(packed) = hotloop::packed_header(*spec);
+  ForwardCall call{};
+  call.input_size = spec->input_size;
+  call.hidden_size = spec->hidden_size;
+  call.weight_ih = weights->weight_ih;
+  call.weight_hh = weights->weight_hh;
+  call.bias_ih = weights->bias_ih;
+  call.bias_hh = weights->bias_hh;
+  hotloop::active_table()->types[spec->dtype].cells[spec->cell].pack(
+      call, static_cast<char*>(packed) + hotloop::kPackedHeaderBytes);
   return HOTLOOP_OK;
 }
 
@@ -404,10 +324,7 @@ int32_t hotloop_use_isa(const char* name) {
 
 int32_t hotloop_processors(void) { return hotloop::processors(); }
 
-void hotloop_borrow_threads(void (*parallel)(void (*task)(void*), void* data, unsigned threads, unsigned flags),
-                            int (*max_threads)(void)) {
-  hotloop::borrow_threads(parallel, max_threads);
-}
+void hotloop_use_processors(int32_t count) { hotloop::use_processors(count); }
 
 const char* hotloop_status_string(int32_t status) {
   switch (status) {
@@ -417,7 +334,8 @@ const char* hotloop_status_string(int32_t status) {
     case HOTLOOP_TOO_LARGE: return "sizes whose byte count overflows";
     case HOTLOOP_WORKSPACE_TOO_SMALL: return "the workspace is too small";
     case HOTLOOP_UNKNOWN_ISA: return "HOTLOOP_ISA is unknown or not supported by this processor";
-    case HOTLOOP_PACKED_ELSEWHERE: return "weights were packed for another shape, type or instruction set";
+    case HOTLOOP_PACKED_ELSEWHERE: return "weights were packed for another shape, type, instruction set or version";
+    case HOTLOOP_PLANNED_ELSEWHERE: return "the plan is of another instruction set or version";
     default: return "unknown status";
   }
 }

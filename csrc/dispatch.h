@@ -3,12 +3,12 @@
 
 #include <stddef.h>
 
-#include "hotloop.h"
+#include "call.h"
 #include "team.h"
 
 namespace hotloop {
 
-// Packed weights begin with a line that abi.cpp writes and reads; CellKernels::pack is given what follows it.
+// Packed weights begin with a line that plan.cpp writes and reads; CellKernels::pack is given what follows it.
 constexpr int64_t kPackedHeaderBytes = 64;
 
 // What one thread does of a round's recurrence: range `index` of `count` of the batch's rows, and of the units, in a team of
@@ -24,10 +24,10 @@ struct Share {
 // and element size overflows.
 template <class Args>
 struct Phases {
-  double (*step_ns)(const Args& args);                       // what a step takes one thread, by a rough model
-  double (*rows_ns)(const Args& args);                       // of that, what `rows` takes
+  double (*step_ns)(const Args& args);  // what a step takes one thread, by a rough model; it grows with the rows
+  double (*rows_ns)(const Args& args);  // of that, what `rows` takes
   int64_t (*most_steps)(const Args& args, void* workspace);  // of a round, once started
-  int64_t (*workspace)(const Args& args, int shares);
+  int64_t (*workspace)(const Args& args, int shares);        // bytes for calls of at most these steps and rows
   void (*start)(const Args& args, void* workspace, int shares);
   // The recurrence itself: steps cursor .. cursor+steps.
   void (*rows)(const Args& args, void* workspace, int64_t steps, const Share& share);
@@ -39,10 +39,10 @@ struct Phases {
 struct CellKernels {
   int gates, saved;  // G and S of hotloop_decls.h
   bool has_c;
-  int64_t (*packed_bytes)(const hotloop_forward_args& args);
-  void (*pack)(const hotloop_forward_args& args, void* packed);
-  Phases<hotloop_forward_args> forward;
-  Phases<hotloop_backward_args> backward;
+  int64_t (*packed_bytes)(int64_t input_size, int64_t hidden_size);
+  void (*pack)(const ForwardCall& args, void* packed);  // its sizes and parameters
+  Phases<ForwardCall> forward;
+  Phases<BackwardCall> backward;
   double (*probe_forward)(void* buffer, int64_t bytes, int64_t repeats);
   double (*probe_backward)(void* buffer, int64_t bytes, int64_t repeats);
 };

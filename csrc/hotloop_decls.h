@@ -1,50 +1,93 @@
 /* The C ABI of hotloop: declarations only. cffi parses this very file, so it holds no #include, no #if and no
    extern "C"; C users include hotloop.h, which adds them.
 
+   How a recurrence is run:
+
+     hotloop_spec spec = {HOTLOOP_LSTM, HOTLOOP_FLOAT32, I, H};
+     hotloop_plan plan;                                        a value: copy it, keep it, drop it
+     hotloop_make_plan(&plan, &spec, HOTLOOP_INFERENCE, 1, T, B, threads);
+     workspace = malloc(hotloop_workspace_bytes(&plan));
+     while ((status = hotloop_forward(&plan, &buffers, NULL, workspace, bytes)) == HOTLOOP_AGAIN) {}
+
    Letters in brackets: T seq_len, B batch_size, I input_size, H hidden_size, G gates, S saved arrays a unit.
    All strides are in elements. A feature stride is always 1. With `offsets` the sequences are flat: [T,B,*] is then
-   [offsets[B],*], whose rows are stride_t apart, and sequence b is its rows offsets[b] to offsets[b+1]-1. The caller owns
-   every array; nothing is allocated here except the threads of the pool. Weights, biases and gates are in PyTorch's order
-   and layout:
+   [offsets[B],*], whose rows are stride_t apart, and sequence b is its rows offsets[b] to offsets[b+1]-1. Weights, biases
+   and gates are in PyTorch's order and layout:
      RNN   G = 1, S = 0
      LSTM  G = 4, S = 4   gates i f g o        saved i f g o
      GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)
-     GRU_RESET_BEFORE     G = 3, S = 3         gates r z n, saved r z n                                        */
+     GRU_RESET_BEFORE     G = 3, S = 3         gates r z n, saved r z n
 
-enum {                            /* what every function returns */
+   Owners and threads: the caller owns every struct and every array, and they need to live for the call only. Nothing is
+   allocated here except the threads of the pool, at their first use. Every function may be called from several threads at
+   once, also with one spec, plan, weights, packed block or executor, which are only read. Buffers, gradients, results and
+   the workspace belong to one running call.
+   Aliases: what a call writes must not overlap with anything else it reads or writes, except that h_n may be h0 and c_n
+   may be c0 in inference without reset_to_initial. Arrays that are only read may overlap with each other.            */
+
+enum { HOTLOOP_ABI_VERSION = 2 }; /* of this header; hotloop_abi_version() is that of the library */
+
+enum {                            /* what every function returns that says int32_t status */
   HOTLOOP_OK = 0,
-  HOTLOOP_AGAIN = 1,              /* not an error: call again with the same arguments, the cursor has advanced */
-  HOTLOOP_BAD_ARGUMENT = 2,       /* an argument that would corrupt memory */
+  HOTLOOP_AGAIN = 1,              /* not an error: call again with the same arguments, the cursors have advanced */
+  HOTLOOP_BAD_ARGUMENT = 2,       /* an argument that would corrupt memory, or that the plan was not made for */
   HOTLOOP_TOO_LARGE = 3,          /* a size whose byte count overflows */
   HOTLOOP_WORKSPACE_TOO_SMALL = 4,
   HOTLOOP_UNKNOWN_ISA = 5,        /* HOTLOOP_ISA names an instruction set that is unknown or not to be had here */
-  HOTLOOP_PACKED_ELSEWHERE = 6    /* weights packed for another shape, type or instruction set */
+  HOTLOOP_PACKED_ELSEWHERE = 6,   /* weights packed for another shape, type, instruction set or version */
+  HOTLOOP_PLANNED_ELSEWHERE = 7   /* a plan of another version or instruction set, or no plan at all */
 };
 
 enum { HOTLOOP_RNN_TANH = 0, HOTLOOP_RNN_RELU = 1, HOTLOOP_LSTM = 2, HOTLOOP_GRU = 3,
        HOTLOOP_GRU_RESET_BEFORE = 4, HOTLOOP_CELL_COUNT = 5 };
 enum { HOTLOOP_FLOAT32 = 0, HOTLOOP_FLOAT64 = 1, HOTLOOP_DTYPE_COUNT = 2 };
 
-/* One recurrence: one direction of one layer. A call takes an array of these.                                */
+/* What a recurrence computes. */
 typedef struct {
   int32_t cell;                   /* HOTLOOP_RNN_TANH ... HOTLOOP_GRU_RESET_BEFORE */
   int32_t dtype;                  /* of every array */
+  int64_t input_size, hidden_size;
+} hotloop_spec;
+
+/* The parameters of one recurrence. They are only read. */
+typedef struct {
+  const void *weight_ih;          /* [G*H,I] contiguous; may be NULL where packed is not, as the next three */
+  const void *weight_hh;          /* [G*H,H] contiguous */
+  const void *bias_ih, *bias_hh;  /* [G*H], or NULL: there is none */
+  const void *packed;             /* what hotloop_pack made of the four, or NULL: then forward packs into its workspace */
+} hotloop_weights;
+
+/* What a plan is for: one of the first three, and for backward any of the others besides. */
+enum {
+  HOTLOOP_INFERENCE = 0,          /* forward that keeps nothing */
+  HOTLOOP_TRAINING = 1,           /* forward that saves what backward needs */
+  HOTLOOP_BACKWARD = 2,
+  HOTLOOP_PACKED = 4,             /* inference and training: weights are packed, the workspace has no room for it */
+  HOTLOOP_GRAD_X = 8,             /* backward: grad_x may be wanted */
+  HOTLOOP_GRAD_WEIGHTS = 16,      /* backward: grad_weight_ih or grad_weight_hh may be wanted */
+  HOTLOOP_RESET_TO_INITIAL = 32,  /* backward: the buffers may have resets and reset_to_initial */
+  HOTLOOP_BATCH_FIRST = 64        /* hotloop_step: x and output are [B,T,*]. The strides of buffers say it to the others */
+};
+
+/* Every decision of a call that does not depend on its data. A plan holds no pointer to memory of the caller's, may be
+   copied, and is never changed. It is good for any number of steps and rows up to those it was made for. */
+typedef struct { uint64_t words[16]; } hotloop_plan;
+
+/* The arrays of one recurrence, one direction of one layer, and what a call does with them. */
+typedef struct {
+  const hotloop_weights *weights; /* read, as long as the call runs */
+  int64_t seq_len, batch_size;    /* seq_len at least 1; with lengths or offsets at least the longest */
   int32_t reverse;                /* process x[T-1] first; output[t] stays aligned with x[t] */
   int32_t reset_to_initial;       /* where `resets` are set the state becomes h0, c0, and not zero */
-  int64_t seq_len, batch_size, input_size, hidden_size; /* with offsets T is at least the longest, and 1 */
 
-  const void *x;                  /* [T,B,I] */
+  const void *x;                  /* [T,B,I] read */
   int64_t x_stride_t, x_stride_b;
-  const void *weight_ih;          /* [G*H,I] contiguous */
-  const void *weight_hh;          /* [G*H,H] contiguous */
-  const void *bias_ih, *bias_hh;  /* [G*H] or NULL */
-  const void *packed;             /* from hotloop_pack, 64-byte aligned, or NULL: then forward packs into its workspace */
-  const void *h0, *c0;            /* [B,H] contiguous, or NULL for zeros; c0: LSTM only */
+  const void *h0, *c0;            /* [B,H] contiguous, read, or NULL for zeros; c0: LSTM only */
 
-  void *output;                   /* [T,B,H] */
+  void *output;                   /* [T,B,H] written by forward, read by backward, as the next four and c */
   int64_t output_stride_t, output_stride_b;
-  void *h_n, *c_n;                /* [B,H] contiguous; c_n: LSTM only */
-  void *gates;                    /* [T,B,S*H] contiguous, or NULL in inference; backward only reads it */
+  void *h_n, *c_n;                /* [B,H] contiguous, written; c_n: LSTM only; backward does not look at them */
+  void *gates;                    /* [T,B,S*H] contiguous; where S > 0, in training and backward and only there */
   void *c;                        /* [T,B,H] LSTM: c of every step; needed with gates */
   int64_t c_stride_t, c_stride_b;
 
@@ -56,82 +99,69 @@ typedef struct {
                                      is replaced, and no gradient passes; or NULL */
   int64_t resets_stride_t, resets_stride_b;
 
-  int64_t cursor;                 /* steps done; 0 to start */
-} hotloop_forward_args;
+  int64_t cursor;                 /* steps done, backward counted from the last: 0 to start, advanced by the call */
+} hotloop_buffers;
 
+/* Gradients of one recurrence. What backward is given is read, what it gives is written, or NULL if not wanted. */
 typedef struct {
-  hotloop_forward_args forward;   /* as forward had it; packed and cursor are not used */
-
-  const void *grad_output;        /* [T,B,H] or NULL for zeros, as the next two */
+  const void *grad_output;        /* [T,B,H] or NULL for zeros, as the next three */
   int64_t grad_output_stride_t, grad_output_stride_b;
   const void *grad_h_n, *grad_c_n; /* [B,H] contiguous */
-  const void *grad_c;             /* [T,B,H] of c of every step, LSTM, or NULL */
+  const void *grad_c;             /* [T,B,H] of c of every step, LSTM */
   int64_t grad_c_stride_t, grad_c_stride_b;
 
-  void *grad_x;                   /* [T,B,I], or NULL if not wanted, as the next four */
+  void *grad_x;                   /* [T,B,I] */
   int64_t grad_x_stride_t, grad_x_stride_b;
   void *grad_weight_ih;           /* [G*H,I] contiguous */
   void *grad_weight_hh;           /* [G*H,H] contiguous */
   void *grad_bias_ih, *grad_bias_hh; /* [G*H] */
   void *grad_h0;                  /* [B,H] contiguous, always written */
   void *grad_c0;                  /* [B,H] contiguous, LSTM: always written */
+} hotloop_gradients;
 
-  int64_t cursor;                 /* steps done, counted from the last; 0 to start */
-} hotloop_backward_args;
+/* Threads of somebody else to run the shares of a call on; NULL wherever one is taken: hotloop's own pool. Where another call
+   of this process has threads at work, or where these are fewer than the plan's, a call does without them. */
+typedef struct {
+  void *context;                  /* given to the three functions, which several threads may call at once */
+  int32_t (*threads)(void *context); /* how many would take part now */
+  int32_t (*awake)(void *context);   /* whether they would begin at once: 0 where one has to be woken first */
+  /* task(data, index) for index 0 to count-1, each once, in any order and on any threads; returns when all are done. */
+  void (*parallel_for)(void *context, int32_t count, void (*task)(void *data, int32_t index), void *data);
+} hotloop_executor;
 
-/* Bytes of workspace for a call with these arguments, or -1 where they are bad or the count overflows. Lengths and offsets
-   are read; other pointers in args are only compared with NULL. `threads` is at most hotloop_processors() if the caller is wise. */
-int64_t hotloop_forward_workspace(const hotloop_forward_args *args, int64_t count, int32_t threads);
-int64_t hotloop_backward_workspace(const hotloop_backward_args *args, int64_t count, int32_t threads);
+/* The version of the library's ABI. A program that was compiled against another one must not call anything else. */
+int32_t hotloop_abi_version(void);
 
-/* Both run `count` recurrences that do not depend on each other, side by side on up to `threads` threads, and return OK,
-   AGAIN after some 50 ms of work, or an error. The workspace may have any alignment. Between AGAIN calls it is kept as
-   it is, and count and threads stay the same. */
-int32_t hotloop_forward(hotloop_forward_args *args, int64_t count, int32_t threads, void *workspace,
-                        int64_t workspace_bytes);
-int32_t hotloop_backward(hotloop_backward_args *args, int64_t count, int32_t threads, void *workspace,
-                         int64_t workspace_bytes);
+/* Fills *plan for `count` recurrences of this spec that run side by side, each of at most seq_len steps of at most batch_size
+   rows, on at most `threads` threads. `uses`: HOTLOOP_INFERENCE ... HOTLOOP_BATCH_FIRST. Takes some 50 ns, so a call that is made
+   once can be planned every time. The plan is written only if the status is HOTLOOP_OK. */
+int32_t hotloop_make_plan(hotloop_plan *plan, const hotloop_spec *spec, int32_t uses, int64_t count, int64_t seq_len,
+                          int64_t batch_size, int32_t threads);
 
-/* The same for a call that one thread does soonest, however many there are, and for which the workspace is enough: then
-   nothing has to be asked before it, which is worth 1 us. They return when all is done, never AGAIN. Any other call, one
-   that has begun too, is left alone: HOTLOOP_WORKSPACE_TOO_SMALL.                                                      */
-int32_t hotloop_forward_short(hotloop_forward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
-int32_t hotloop_backward_short(hotloop_backward_args *args, int64_t count, void *workspace, int64_t workspace_bytes);
+/* Bytes of workspace that a call of this plan needs: 0 for a short one, which has its workspace on the stack, at most 64 KiB.
+   -1 for what is no plan. */
+int64_t hotloop_workspace_bytes(const hotloop_plan *plan);
 
-/* One such recurrence forward, for inference, with arrays that lie one after the other: x [T,B,I] and output [T,B,H]
-   contiguous, of one length, without resets. The rest is as `like` has it, which must hold packed weights. It needs no
-   workspace, and leaves a call alone that is not short or would need more than 16 KiB: HOTLOOP_WORKSPACE_TOO_SMALL.    */
-int32_t hotloop_forward_step(const hotloop_forward_args *like, int64_t seq_len, int64_t batch_size, const void *x,
-                             const void *h0, const void *c0, void *output, void *h_n, void *c_n);
+/* Both run the plan's `count` recurrences, buffers[0] ... buffers[count-1], and return OK, AGAIN after some 50 ms of work,
+   or an error, before anything is written. The workspace may have any alignment; NULL if none is needed. Between AGAIN calls
+   it is kept as it is, and all arguments stay the same. A call that needs no workspace never returns AGAIN. */
+int32_t hotloop_forward(const hotloop_plan *plan, hotloop_buffers *buffers, const hotloop_executor *executor,
+                        void *workspace, int64_t workspace_bytes);
+int32_t hotloop_backward(const hotloop_plan *plan, hotloop_buffers *buffers, const hotloop_gradients *gradients,
+                         const hotloop_executor *executor, void *workspace, int64_t workspace_bytes);
 
-/* The same for one recurrence in scalars and pointers, for callers that cannot pass structs; c and grad_c are [T,B,H]
-   contiguous. They return when all is done, never AGAIN. The workspace is that of `hotloop_*_flat_workspace`, whatever
-   results are wanted and whatever the lengths are. */
-int64_t hotloop_forward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
-                                       int64_t input_size, int64_t hidden_size, int32_t threads);
-int64_t hotloop_backward_flat_workspace(int32_t cell, int32_t dtype, int64_t seq_len, int64_t batch_size,
-                                        int64_t input_size, int64_t hidden_size, int32_t threads);
-int32_t hotloop_forward_flat(
-    int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size, int64_t input_size,
-    int64_t hidden_size, const void *x, int64_t x_stride_t, int64_t x_stride_b, const void *weight_ih,
-    const void *weight_hh, const void *bias_ih, const void *bias_hh, const void *h0, const void *c0, void *output,
-    int64_t output_stride_t, int64_t output_stride_b, void *h_n, void *c_n, void *gates, void *c,
-    const int64_t *lengths, const int64_t *offsets, const uint8_t *resets, int64_t resets_stride_t,
-    int64_t resets_stride_b, int32_t reset_to_initial, int32_t threads, void *workspace, int64_t workspace_bytes);
-int32_t hotloop_backward_flat(
-    int32_t cell, int32_t dtype, int32_t reverse, int64_t seq_len, int64_t batch_size, int64_t input_size,
-    int64_t hidden_size, const void *x, int64_t x_stride_t, int64_t x_stride_b, const void *weight_ih,
-    const void *weight_hh, const void *h0, const void *c0, const void *output, int64_t output_stride_t,
-    int64_t output_stride_b, const void *gates, const void *c, const int64_t *lengths, const int64_t *offsets,
-    const uint8_t *resets, int64_t resets_stride_t, int64_t resets_stride_b, int32_t reset_to_initial,
-    const void *grad_output, int64_t grad_output_stride_t, int64_t grad_output_stride_b, const void *grad_h_n,
-    const void *grad_c_n, const void *grad_c, void *grad_x, int64_t grad_x_stride_t, int64_t grad_x_stride_b,
-    void *grad_weight_ih, void *grad_weight_hh, void *grad_bias_ih, void *grad_bias_hh, void *grad_h0, void *grad_c0,
-    int32_t threads, void *workspace, int64_t workspace_bytes);
+/* Inference of one recurrence in scalars and pointers, for callers that pass no structs: some steps, usually one, without
+   resets, from the first to the last. x [T,B,I] and output [T,B,H] are contiguous ([B,T,*] with HOTLOOP_BATCH_FIRST); the rest
+   is as in hotloop_buffers. To continue, h0 may be the h_n of the call before, c0 its c_n, and each pair may be the same
+   memory. Returns when all is done, never AGAIN. */
+int32_t hotloop_step(const hotloop_plan *plan, const hotloop_weights *weights, int64_t seq_len, int64_t batch_size,
+                     const void *x, const void *h0, const void *c0, void *output, void *h_n, void *c_n,
+                     const hotloop_executor *executor, void *workspace, int64_t workspace_bytes);
 
-/* Weights packed once for many calls: inference. Cell, dtype, sizes and weights of args are read. */
-int64_t hotloop_packed_bytes(const hotloop_forward_args *args);
-int32_t hotloop_pack(const hotloop_forward_args *args, void *packed, int64_t packed_bytes);
+/* Weights packed once for many calls. packed [hotloop_packed_bytes] starts on a cache line, 64 bytes, and may be copied to
+   another one; weights->packed is not looked at. -1 where the spec is bad or the count overflows. */
+int64_t hotloop_packed_bytes(const hotloop_spec *spec);
+int32_t hotloop_pack(const hotloop_spec *spec, const hotloop_weights *weights, void *packed, int64_t packed_bytes);
 
 /* Whether the bytes of some arrays are those they were: a hash of `count` arrays of so many bytes each, in two words. For
    a random seed arrays of the same sizes that differ have the same hash with a probability of 2^-63 at most. */
@@ -144,13 +174,14 @@ const char *hotloop_isa_at(int32_t index);
 int32_t hotloop_use_isa(const char *name); /* no call may be under way; for tests and benchmarks */
 
 int32_t hotloop_processors(void);          /* how many processors this process may run on */
+void hotloop_use_processors(int32_t count); /* that there are so many; 0: as many as there are. For tests */
 
-/* Run the shares of calls on the threads of an OpenMP runtime that the program uses besides: its GOMP_parallel and its
-   omp_get_max_threads. Its threads spin after their own work, where hotloop's would have to take turns with them. Where that
-   runtime is set to fewer threads than a call is to have, and in a forked child, hotloop's own are used; NULL, NULL: always.
-   Not while a call is running. */
-void hotloop_borrow_threads(void (*parallel)(void (*task)(void *), void *data, unsigned threads, unsigned flags),
-                            int (*max_threads)(void));
+/* An executor on the threads of an OpenMP runtime that the program uses besides: its GOMP_parallel and its
+   omp_get_max_threads. They are of no use in a forked child, whose calls take hotloop's own; and for a while after one of them
+   was seen to be put aside by the system. Never freed; the two functions are those of the first call. NULL: there is none
+   in a forked child. */
+const hotloop_executor *hotloop_openmp_executor(
+    void (*parallel)(void (*task)(void *), void *data, unsigned threads, unsigned flags), int (*max_threads)(void));
 const char *hotloop_status_string(int32_t status);
 
 /* What the machine can do, for rooflines: `repeats` passes of the fastest loop we know over `bytes`, at least 4096, of

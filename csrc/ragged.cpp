@@ -5,14 +5,14 @@
 namespace hotloop {
 namespace {
 
-int64_t length_of(const hotloop_forward_args& args, int64_t row) {
+int64_t length_of(const ForwardCall& args, int64_t row) {
   if (args.offsets != nullptr) return args.offsets[row + 1] - args.offsets[row];
   return args.lengths != nullptr ? args.lengths[row] : args.seq_len;
 }
 
 }  // namespace
 
-int64_t row_steps(const hotloop_forward_args& args) {
+int64_t row_steps(const ForwardCall& args) {
   if (args.offsets != nullptr) return args.offsets[args.batch_size] - args.offsets[0];
   if (args.lengths == nullptr) return args.batch_size * args.seq_len;
   int64_t sum = 0;
@@ -20,7 +20,7 @@ int64_t row_steps(const hotloop_forward_args& args) {
   return sum;
 }
 
-void sort_rows(const hotloop_forward_args& args, int64_t* order, int64_t* lengths, int64_t* sums) {
+void sort_rows(const ForwardCall& args, int64_t* order, int64_t* lengths, int64_t* sums) {
   const int64_t B = args.batch_size;
   for (int64_t row = 0; row < B; ++row) order[row] = row;
   if (args.lengths != nullptr || args.offsets != nullptr) {
@@ -36,8 +36,8 @@ void sort_rows(const hotloop_forward_args& args, int64_t* order, int64_t* length
   }
 }
 
-void place_rows(const hotloop_forward_args& args, const int64_t* order, const int64_t* lengths, int shares,
-                int64_t stride_t, int64_t stride_b, int64_t* places) {
+void place_rows(const ForwardCall& args, const int64_t* order, const int64_t* lengths, int shares, int64_t stride_t,
+                int64_t stride_b, int64_t* places) {
   const bool flat = args.offsets != nullptr, ragged = flat || args.lengths != nullptr;
   const auto place = [&](int64_t row) {
     const int64_t start = flat ? args.offsets[order[row]] * stride_t : order[row] * stride_b;

@@ -5,8 +5,6 @@
 // of this: shares split rows and columns, never a sum.
 #include "schedule.h"
 
-#include <type_traits>
-
 #include "ragged.h"
 #include "threads.h"
 
@@ -27,82 +25,64 @@ constexpr double kReadBytesNs = 200;
 // Products that are worth waking threads that slept while one thread ran the recurrence of a single row.
 constexpr double kWakeNs = 2e6;
 
-const Phases<hotloop_forward_args>& phases_of(const CellKernels& cell, const hotloop_forward_args&) {
-  return cell.forward;
-}
-const Phases<hotloop_backward_args>& phases_of(const CellKernels& cell, const hotloop_backward_args&) {
-  return cell.backward;
-}
+const Phases<ForwardCall>& phases_of(const Plan& plan, const ForwardCall*) { return plan.kernels().forward; }
+const Phases<BackwardCall>& phases_of(const Plan& plan, const BackwardCall*) { return plan.kernels().backward; }
 
 // Steps that a row takes, on average.
-double mean_steps(const hotloop_forward_args& args) {
-  if (args.lengths == nullptr && args.offsets == nullptr) return (double)args.seq_len;
-  return args.batch_size > 0 ? (double)row_steps(args) / (double)args.batch_size : 0;
+double mean_steps(const ForwardCall& call) {
+  if (call.lengths == nullptr && call.offsets == nullptr) return (double)call.seq_len;
+  return call.batch_size > 0 ? (double)row_steps(call) / (double)call.batch_size : 0;
 }
 
-int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
-
-template <class Args>
-class Call {
+template <class Call>
+class Run {
  public:
-  Call(Args* args, int64_t count, int threads) : args_(args), count_(count), threads_(threads) {
-    // As few shares of each recurrence as give every thread equally many.
-    most_shares_ = threads_ / greatest_common_divisor(threads_, (int)(count % threads_));
-    each_ = most_workspace();
+  Run(const Plan& plan, Call* calls, hotloop_buffers* buffers, const hotloop_executor* executor, char* memory)
+      : plan_(plan),
+        phases_(phases_of(plan, calls)),
+        calls_(calls),
+        buffers_(buffers),
+        executor_(executor),
+        memory_(memory),
+        count_(plan.count),
+        threads_(plan.threads),
+        most_shares_(plan.most_shares) {
+    if (threads_ == 1) return;
     double ns = 0;
-    for (int64_t i = 0; i < count; ++i) ns += phases(i).step_ns(args[i]) * mean_steps(forward_of(args[i]));
     bool begun = false;
-    for (int64_t i = 0; i < count; ++i) begun = begun || args[i].cursor > 0;
-    short_ = !begun && ns < (awake(threads) ? kInlineAwakeNs : kInlineNs);
-    if (short_) threads_ = most_shares_ = 1;
+    for (int64_t i = 0; i < count_; ++i) {
+      const ForwardCall& call = forward_of(calls_[i]);
+      ns += plan_.step_ns * (double)call.batch_size * mean_steps(call);
+      begun = begun || call.cursor > 0;
+    }
+    // A call that has begun goes on as it began: its workspace is laid out for these shares.
+    alone_ = !begun && (ns < kInlineAwakeNs || (ns < kInlineNs && !awake(executor_, threads_)));
+    if (alone_) {
+      threads_ = most_shares_ = 1;
+    } else {
+      const int most = processors();  // the process may have lost some since the plan was made
+      if (most < threads_) threads_ = most;
+    }
   }
 
-  bool is_short() const { return short_; }
-  int64_t workspace_each() const { return each_; }
-
-  // `short_call`: it was found to be short. It might not be any more: whether other threads are awake changes at any time.
-  int run(void* workspace, bool short_call) {
-    short_ = short_ || short_call;
-    aligned_ = static_cast<char*>(workspace) + (-reinterpret_cast<uintptr_t>(workspace) & 63);
-    const int64_t deadline = monotonic_ns() + kCallNs;
+  int run() {
+    const bool to_the_end = alone_ || plan_.on_stack;
+    const int64_t deadline = to_the_end ? 0 : monotonic_ns() + kCallNs;
     while (unfinished()) {
       choose();
-      in_parallel(&Call::start, &Call::one);
+      in_parallel(&Run::start, &Run::one);
       make_teams();
-      in_parallel(&Call::rows, &Call::row_shares);
-      in_parallel(&Call::products, &Call::product_shares);
+      in_parallel(&Run::rows, &Run::row_shares);
+      if (phases_.products != nullptr) in_parallel(&Run::products, &Run::product_shares);
       advance();
-      // A short call never comes back before its end: the workspace of a call that goes on is as it was begun, and by then
-      // it would count as a long one if the other threads are awake.
-      if (!short_ && unfinished() && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
+      if (!to_the_end && unfinished() && monotonic_ns() > deadline) return HOTLOOP_AGAIN;
     }
     return HOTLOOP_OK;
   }
 
  private:
-  // Each recurrence has as much of the workspace as the largest needs, however it is split: what its kernels need, and then
-  // its teams. The split may depend on the lengths of rows, the size may not.
-  int64_t most_workspace() const {
-    int64_t most = 0;
-    for (int64_t i = 0; i < count_; ++i) {
-      const int64_t alone = phases(i).workspace(args_[i], 1);
-      if (alone > most) most = alone;
-      for (int members = 1; members <= most_shares_; ++members) {
-        if (most_shares_ % members != 0) continue;
-        const Split split{ranges_of(i, members), members};
-        const int64_t bytes = team_offset(i, split) + (members > 1 ? split.rows * team_stride(split) : 0);
-        if (bytes > most) most = bytes;
-      }
-    }
-    return (most + 63) / 64 * 64 + 64;
-  }
-
-  const Phases<std::remove_const_t<Args>>& phases(int64_t i) const {
-    const hotloop_forward_args& forward = forward_of(args_[i]);
-    return phases_of(active_table()->types[forward.dtype].cells[forward.cell], args_[i]);
-  }
-
-  bool finished(int64_t i) const { return args_[i].cursor == forward_of(args_[i]).seq_len; }
+  bool finished(int64_t i) const { return forward_of(calls_[i]).cursor == forward_of(calls_[i]).seq_len; }
+  void* memory(int64_t i) const { return memory_ + i * plan_.each; }
 
   bool unfinished() const {
     for (int64_t i = 0; i < count_; ++i) {
@@ -119,28 +99,17 @@ class Call {
 
   // Steps of recurrence i in this round.
   int64_t steps(int64_t i) const {
-    const int64_t left = forward_of(args_[i]).seq_len - args_[i].cursor;
-    const int64_t most = phases(i).most_steps(args_[i], aligned_ + i * each_);
+    const ForwardCall& call = forward_of(calls_[i]);
+    const int64_t left = call.seq_len - call.cursor, most = phases_.most_steps(calls_[i], memory(i));
     int64_t now = most < left ? most : left;
-    if (phases(i).products == nullptr) {  // else rounds are the chunks in which weight gradients are summed
-      const double ns = phases(i).step_ns(args_[i]);
+    if (phases_.products == nullptr) {  // else rounds are the chunks in which weight gradients are summed
+      const double ns = plan_.step_ns * (double)call.batch_size;
       if (ns >= 1 && kRoundNs / ns + 1 < (double)now) now = (int64_t)(kRoundNs / ns) + 1;
     }
     return now;
   }
 
-  int one(int64_t i) const { return args_[i].cursor == 0 ? 1 : 0; }
-
-  // Ranges of a recurrence's rows, and the members of the team that runs each.
-  struct Split {
-    int rows, members;
-  };
-
-  // Ranges of rows that teams of so many members leave.
-  int ranges_of(int64_t i, int members) const {
-    const int64_t rows = forward_of(args_[i]).batch_size;
-    return rows >= most_shares_ / members ? most_shares_ / members : rows < 1 ? 1 : (int)rows;
-  }
+  int one(int64_t i) const { return forward_of(calls_[i]).cursor == 0 ? 1 : 0; }
 
   // The part of a whole that the largest of so many parts has.
   static double largest_part(int64_t whole, int64_t parts) {
@@ -149,28 +118,28 @@ class Call {
   }
 
   // The part of all rows' steps that the largest of `ranges` has; of a ragged batch at least those of its longest row.
-  static double largest(const hotloop_forward_args& args, int ranges) {
-    const int64_t rows = args.batch_size < 1 ? 1 : args.batch_size;
+  static double largest(const ForwardCall& call, int ranges) {
+    const int64_t rows = call.batch_size < 1 ? 1 : call.batch_size;
     const double even = largest_part(rows, ranges);
-    const double steps = mean_steps(args) * (double)rows, longest = steps > 0 ? (double)args.seq_len / steps : 1;
+    const double steps = mean_steps(call) * (double)rows, longest = steps > 0 ? (double)call.seq_len / steps : 1;
     return longest > even ? longest < 1 ? longest : 1 : even;
   }
 
   // The cheapest way to split recurrence i: a thread's part of a step takes as long as its products or as reading its
   // weights, whichever is longer.
   Split split_of(int64_t i) const {
-    const hotloop_forward_args& args = forward_of(args_[i]);
-    const TypeKernels& type = active_table()->types[args.dtype];
-    const int64_t blocks = (args.hidden_size + type.lanes - 1) / type.lanes;
-    const double step = phases(i).rows_ns(args_[i]);
-    const double read = (double)(type.cells[args.cell].gates * args.hidden_size * blocks * type.lanes) *
-                        (args.dtype == HOTLOOP_FLOAT64 ? 8 : 4) / kReadBytesNs;
+    if (most_shares_ == 1) return {1, 1};
+    const ForwardCall& call = forward_of(calls_[i]);
+    const int64_t lanes = plan_.type().lanes, blocks = (call.hidden_size + lanes - 1) / lanes;
+    const double step = plan_.rows_ns * (double)call.batch_size;
+    const double read = (double)(plan_.kernels().gates * call.hidden_size * blocks * lanes) *
+                        (call.dtype == HOTLOOP_FLOAT64 ? 8 : 4) / kReadBytesNs;
     Split best{1, 1};
     double least = 0;
     for (int members = 1; members <= most_shares_ && members <= blocks; ++members) {
       if (most_shares_ % members != 0) continue;
-      const int ranges = ranges_of(i, members);
-      const double of_units = largest_part(blocks, members), of_rows = largest(args, ranges);
+      const int ranges = ranges_of(plan_, call.batch_size, members);
+      const double of_units = largest_part(blocks, members), of_rows = largest(call, ranges);
       const double products = step * of_rows * of_units, reading = read * of_units;
       const double ns = (products > reading ? products : reading) + (members > 1 ? kExchangeNs : 0);
       if (members == 1 || ns < least) {
@@ -181,18 +150,14 @@ class Call {
     return best;
   }
 
-  int64_t team_offset(int64_t i, Split split) const {
-    return (phases(i).workspace(args_[i], split.rows) + 63) / 64 * 64;
-  }
-  static int64_t team_stride(Split split) { return (team_bytes(split.members) + 63) / 64 * 64; }
-
-  // Team `range` of recurrence i, where it has one.
+  // Team `range` of recurrence i, where it has one: behind what its kernels need.
   void* team_of(int64_t i, Split split, int range) const {
-    return aligned_ + i * each_ + team_offset(i, split) + range * team_stride(split);
+    const int64_t offset = (phases_.workspace(calls_[i], split.rows) + 63) / 64 * 64;
+    return static_cast<char*>(memory(i)) + offset + range * team_stride(split);
   }
 
   void make_teams() {
-    together_ = teams_are_welcome();
+    together_ = most_shares_ > 1 && teams_are_welcome();
     if (!together_) return;
     for (int64_t i = 0; i < end_; ++i) {
       const Split split = split_of(i);
@@ -210,12 +175,12 @@ class Call {
   }
 
   int product_shares(int64_t i) const {
-    if (phases(i).products == nullptr) return 0;
     const bool asleep = count_ == 1 && row_shares(i) == 1;
-    return asleep && phases(i).step_ns(args_[i]) * (double)steps(i) < kWakeNs ? 1 : most_shares_;
+    const double ns = plan_.step_ns * (double)forward_of(calls_[i]).batch_size;
+    return asleep && ns * (double)steps(i) < kWakeNs ? 1 : most_shares_;
   }
 
-  void start(int64_t i, int, int) const { phases(i).start(args_[i], aligned_ + i * each_, split_of(i).rows); }
+  void start(int64_t i, int, int) const { phases_.start(calls_[i], memory(i), split_of(i).rows); }
   void rows(int64_t i, int index, int) const {
     const Split split = split_of(i);
     Share share{index, split.rows};
@@ -225,24 +190,25 @@ class Call {
       share.members = split.members;
       share.team = static_cast<Team*>(team_of(i, split, share.index));
     }
-    phases(i).rows(args_[i], aligned_ + i * each_, steps(i), share);
+    phases_.rows(calls_[i], memory(i), steps(i), share);
   }
   void products(int64_t i, int index, int shares) const {
-    phases(i).products(args_[i], aligned_ + i * each_, steps(i), index, shares);
+    phases_.products(calls_[i], memory(i), steps(i), index, shares);
   }
 
   void advance() {
     for (int64_t i = 0; i < end_; ++i) {
       if (finished(i)) continue;
-      args_[i].cursor += steps(i);
-      if (finished(i) && phases(i).finish != nullptr) phases(i).finish(args_[i], aligned_ + i * each_);
+      const int64_t done = steps(i);
+      buffers_[i].cursor = forward_of(calls_[i]).cursor += done;
+      if (finished(i) && phases_.finish != nullptr) phases_.finish(calls_[i], memory(i));
     }
   }
 
-  using Work = void (Call::*)(int64_t i, int index, int shares) const;
-  using Shares = int (Call::*)(int64_t i) const;
+  using Work = void (Run::*)(int64_t i, int index, int shares) const;
+  using Shares = int (Run::*)(int64_t i) const;
   struct Phase {
-    const Call* call;
+    const Run* run;
     Work work;
     Shares shares;
   };
@@ -251,56 +217,45 @@ class Call {
     int64_t all = 0;
     for (int64_t i = 0; i < end_; ++i) all += finished(i) ? 0 : (this->*shares)(i);
     Phase phase{this, work, shares};
-    if (all > 0) parallel(all < threads_ ? (int)all : threads_, &Call::task, &phase);
+    if (all > 0) parallel(executor_, all < threads_ ? (int)all : threads_, &Run::task, &phase);
   }
 
   // Thread `thread` of `threads` takes every so many of the shares of all recurrences.
   static void task(void* context, int thread, int threads) {
     const Phase& phase = *static_cast<const Phase*>(context);
     int64_t before = 0;
-    for (int64_t i = 0; i < phase.call->end_; ++i) {
-      if (phase.call->finished(i)) continue;
-      const int shares = (phase.call->*phase.shares)(i);
+    for (int64_t i = 0; i < phase.run->end_; ++i) {
+      if (phase.run->finished(i)) continue;
+      const int shares = (phase.run->*phase.shares)(i);
       for (int index = 0; index < shares; ++index) {
-        if ((before + index) % threads == thread) (phase.call->*phase.work)(i, index, shares);
+        if ((before + index) % threads == thread) (phase.run->*phase.work)(i, index, shares);
       }
       before += shares;
     }
   }
 
-  Args* args_;
+  const Plan& plan_;
+  const Phases<Call>& phases_;
+  Call* calls_;
+  hotloop_buffers* buffers_;
+  const hotloop_executor* executor_;
+  char* memory_;
   int64_t count_, end_ = 0;
   int threads_, most_shares_;
-  char* aligned_ = nullptr;  // the workspace, from a cache line on
-  int64_t each_ = 0;
-  bool short_ = false;
-  bool together_ = true;  // in this round, or is every team one thread
+  bool alone_ = false;     // on the caller's thread, to its end
+  bool together_ = false;  // in this round teams run, or else every member is one thread's
 };
 
 }  // namespace
 
-int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads) {
-  return Call<const hotloop_forward_args>(args, count, threads).workspace_each();
+int run(const Plan& plan, ForwardCall* calls, hotloop_buffers* buffers, const hotloop_executor* executor,
+        char* memory) {
+  return Run<ForwardCall>(plan, calls, buffers, executor, memory).run();
 }
 
-int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads) {
-  return Call<const hotloop_backward_args>(args, count, threads).workspace_each();
-}
-
-bool is_short(const hotloop_forward_args* args, int64_t count) {
-  return Call<const hotloop_forward_args>(args, count, 2).is_short();
-}
-
-bool is_short(const hotloop_backward_args* args, int64_t count) {
-  return Call<const hotloop_backward_args>(args, count, 2).is_short();
-}
-
-int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace, bool short_call) {
-  return Call<hotloop_forward_args>(args, count, threads).run(workspace, short_call);
-}
-
-int run(hotloop_backward_args* args, int64_t count, int threads, void* workspace, bool short_call) {
-  return Call<hotloop_backward_args>(args, count, threads).run(workspace, short_call);
+int run(const Plan& plan, BackwardCall* calls, hotloop_buffers* buffers, const hotloop_executor* executor,
+        char* memory) {
+  return Run<BackwardCall>(plan, calls, buffers, executor, memory).run();
 }
 
 }  // namespace hotloop

@@ -1,22 +1,27 @@
 // How the work of a call is cut into rounds and shares: the one cost model.
 #pragma once
 
-#include "dispatch.h"
+#include "plan.h"
 
 namespace hotloop {
 
-// NOLINTNEXTLINE(bugprone-return-const-ref-from-parameter): of the caller's array, never of a temporary
-inline const hotloop_forward_args& forward_of(const hotloop_forward_args& args) { return args; }
-inline const hotloop_forward_args& forward_of(const hotloop_backward_args& args) { return args.forward; }
+// Ranges of a recurrence's rows, and the members of the team that runs each.
+struct Split {
+  int rows, members;
+};
 
-// Bytes of workspace for each of `count` recurrences, at least one, and the call itself: HOTLOOP_OK, or HOTLOOP_AGAIN after
-// some 50 ms, but never of one that was found to be short. Sizes have been checked.
-int64_t workspace_of(const hotloop_forward_args* args, int64_t count, int threads);
-int64_t workspace_of(const hotloop_backward_args* args, int64_t count, int threads);
-// Whether one thread does the call soonest, however many there are.
-bool is_short(const hotloop_forward_args* args, int64_t count);
-bool is_short(const hotloop_backward_args* args, int64_t count);
-int run(hotloop_forward_args* args, int64_t count, int threads, void* workspace, bool short_call);
-int run(hotloop_backward_args* args, int64_t count, int threads, void* workspace, bool short_call);
+// Ranges of so many rows that teams of so many members leave.
+inline int ranges_of(const Plan& plan, int64_t rows, int members) {
+  const int most = plan.most_shares / members;
+  return rows >= most ? most : rows < 1 ? 1 : (int)rows;
+}
+
+inline int64_t team_stride(Split split) { return (team_bytes(split.members) + 63) / 64 * 64; }
+
+// The plan's recurrences, whose descriptions have been checked: HOTLOOP_OK, or HOTLOOP_AGAIN after some 50 ms, but never of
+// a plan whose workspace is on the stack. `memory` starts a cache line. Cursors of `buffers` are advanced.
+int run(const Plan& plan, ForwardCall* calls, hotloop_buffers* buffers, const hotloop_executor* executor, char* memory);
+int run(const Plan& plan, BackwardCall* calls, hotloop_buffers* buffers, const hotloop_executor* executor,
+        char* memory);
 
 }  // namespace hotloop

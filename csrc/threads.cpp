@@ -5,7 +5,6 @@
 #include "threads.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -19,6 +18,7 @@
 #include <thread>
 
 #include "float_control.h"
+#include "signals.h"
 
 namespace hotloop {
 namespace {
@@ -70,23 +70,7 @@ class Place {
 #endif
 };
 
-// Threads inherit the mask of who starts them. Those that compute block the program's signals: who waits for one with
-// sigwait must be the one to get it.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t blocked;
-    sigfillset(&blocked);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
-    pthread_sigmask(SIG_SETMASK, &blocked, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-};
+using Task = void (*)(void* data, int32_t index);
 
 class Pool {
  public:
@@ -97,14 +81,14 @@ class Pool {
   bool try_enter() { return !busy_.exchange(true, std::memory_order_acquire); }
   void leave() { busy_.store(false, std::memory_order_release); }
 
-  void run(int count, void (*task)(void*, int, int), void* context) {
+  void run(int count, Task task, void* data) {
     start(count - 1);
     // The ticket holds a number in its upper half and the next index in its lower. It is closed while the fields change:
     // who sees a field of this task (acquire) sees the closed ticket too, and fails to claim with an older one.
     const uint64_t number = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
     ticket_.store(number << 32 | kClosed, std::memory_order_relaxed);
     task_.store(task, std::memory_order_release);
-    context_.store(context, std::memory_order_release);
+    data_.store(data, std::memory_order_release);
     count_.store(count, std::memory_order_release);
     caller_.store(pthread_self(), std::memory_order_relaxed);
     caller_at_.store(Place::here(), std::memory_order_relaxed);
@@ -169,14 +153,14 @@ class Pool {
     for (;;) {
       const int count = count_.load(std::memory_order_acquire);
       const auto task = task_.load(std::memory_order_acquire);
-      void* const context = context_.load(std::memory_order_acquire);
+      void* const data = data_.load(std::memory_order_acquire);
       const int64_t index = static_cast<int64_t>(ticket & kClosed);
       if (index >= count) return;
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
       // The claim succeeded, so the ticket was not closed when the fields were read: they belong to it.
-      task(context, static_cast<int>(index), count);
+      task(data, static_cast<int32_t>(index));
       finished_.fetch_add(1, std::memory_order_release);
       ticket = ticket_.load(std::memory_order_acquire);
     }
@@ -185,8 +169,8 @@ class Pool {
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int> finished_{0};
   std::mutex mutex_;  // taken only where somebody sleeps, so its line costs nothing here
-  alignas(64) std::atomic<void (*)(void*, int, int)> task_{nullptr};
-  std::atomic<void*> context_{nullptr};
+  alignas(64) std::atomic<Task> task_{nullptr};
+  std::atomic<void*> data_{nullptr};
   std::atomic<int> count_{0}, caller_at_{-1};
   std::atomic<pthread_t> caller_{};
   alignas(64) std::atomic<bool> busy_{false};
@@ -195,76 +179,10 @@ class Pool {
   std::atomic<int> workers_{0};
 };
 
-// An OpenMP runtime's threads.
-std::atomic<OpenMpParallel> openmp_run{nullptr};
-std::atomic<int (*)()> openmp_most{nullptr};
-std::atomic<int64_t> openmp_ended{0};  // when they last did something for us
-std::atomic<bool> forked{false};       // a child waits for its parent's OpenMP threads for ever
-
-// How long they surely spin after that. libgomp: 300,000 times `pause`, if nothing else is set.
-constexpr int64_t kOpenMpSpinNs = 500'000;
-
-struct Job {
-  void (*task)(void*, int, int);
-  void* context;
-  int count;
-  std::atomic<int> next{0}, finished{0};
-  int64_t ended = 0;  // when the last share was done; its region ends when all threads have come
-};
-
-// A region waits for each of its threads, those with nothing to do as well. One that comes so long after the last share was
-// done was put aside by the system, which runs something else there: the pool, which waits for no one, is better then, for
-// so many times the wait. (With every processor twice busy a call of 7 ms took 20 times as long in the median.)
-constexpr int64_t kPutAsideNs = 300'000;
-constexpr int64_t kTimesApart = 20;
-constexpr int64_t kLongestNs = 50'000'000;  // longer waits say nothing of the load: the process was stopped
-std::atomic<int64_t> apart_until{0};
-
-void take_shares(void* data) {
-  Job& job = *static_cast<Job*>(data);
-  for (;;) {
-    const int index = job.next.fetch_add(1, std::memory_order_relaxed);
-    if (index >= job.count) return;
-    job.task(job.context, index, job.count);
-    if (job.finished.fetch_add(1, std::memory_order_acq_rel) + 1 == job.count) job.ended = monotonic_ns();
-  }
-}
-
-bool openmp_has(int threads) {
-  const auto most = openmp_most.load(std::memory_order_acquire);
-  if (most == nullptr || most() < threads) return false;
-  const int64_t until = apart_until.load(std::memory_order_relaxed);
-  return until == 0 || monotonic_ns() > until;
-}
-
-// Threads: 0, which is as many as that runtime is set to. With another number it would end some of its threads, or start
-// some, and the program's next region the other way round.
-void run_borrowed(int count, void (*task)(void*, int, int), void* context) {
-  Job job{task, context, count};
-  const auto run = openmp_run.load(std::memory_order_acquire);
-  thread_local bool has_team = false;  // of OpenMP threads; each thread that calls has one of its own
-  if (has_team) {
-    run(&take_shares, &job, 0, 0);
-  } else {
-    const SignalsBlocked blocked;
-    run(&take_shares, &job, 0, 0);
-    has_team = true;
-  }
-  const int64_t now = monotonic_ns(), waited = now - job.ended;
-  openmp_ended.store(now, std::memory_order_relaxed);
-  if (waited > kPutAsideNs) {
-    apart_until.store(now + kTimesApart * (waited < kLongestNs ? waited : kLongestNs), std::memory_order_relaxed);
-  }
-}
-
 // Never freed: its threads outlive everything, and in a forked child it stays behind with the parent's locks in it.
 std::atomic<Pool*> pool{nullptr};
 
-void forget_threads() {
-  pool.store(nullptr, std::memory_order_relaxed);
-  openmp_most.store(nullptr, std::memory_order_relaxed);
-  forked.store(true, std::memory_order_relaxed);
-}
+void forget_threads() { pool.store(nullptr, std::memory_order_relaxed); }
 
 const int registered_at_load = pthread_atfork(nullptr, nullptr, &forget_threads);
 
@@ -282,24 +200,31 @@ Pool* the_pool() {
 struct AsTheCaller {
   void (*task)(void*, int, int);
   void* context;
+  int count;
   FloatControl control;
 
-  static void run(void* data, int index, int count) {
+  static void run(void* data, int32_t index) {
     const AsTheCaller& all = *static_cast<const AsTheCaller*>(data);
     const ComputeAs as_the_caller(all.control);
-    all.task(all.context, index, count);
+    all.task(all.context, index, all.count);
   }
 };
 
+std::atomic<int> told{0};  // how many processors there are, by use_processors
+
+bool has(const hotloop_executor* executor, int threads) {
+  return executor != nullptr && executor->threads(executor->context) >= threads;
+}
+
 }  // namespace
 
-void parallel(int count, void (*task)(void*, int, int), void* context) {
+void parallel(const hotloop_executor* executor, int count, void (*task)(void*, int, int), void* context) {
   if (count > 1) {
     Pool* const shared = the_pool();
     if (shared != nullptr && shared->try_enter()) {
-      AsTheCaller all{task, context, float_control()};
-      if (openmp_has(count)) {
-        run_borrowed(count, &AsTheCaller::run, &all);
+      AsTheCaller all{task, context, count, float_control()};
+      if (has(executor, count)) {
+        executor->parallel_for(executor->context, count, &AsTheCaller::run, &all);
       } else {
         shared->run(count, &AsTheCaller::run, &all);
       }
@@ -310,22 +235,16 @@ void parallel(int count, void (*task)(void*, int, int), void* context) {
   for (int index = 0; index < count; ++index) task(context, index, count);
 }
 
-void borrow_threads(OpenMpParallel run, int (*most)()) {
-  openmp_most.store(nullptr, std::memory_order_release);
-  if (run == nullptr || most == nullptr || forked.load(std::memory_order_relaxed)) return;
-  openmp_run.store(run, std::memory_order_release);
-  openmp_most.store(most, std::memory_order_release);
-}
-
-bool awake(int threads) {
-  if (openmp_has(threads)) {
-    return monotonic_ns() - openmp_ended.load(std::memory_order_relaxed) < kOpenMpSpinNs;
-  }
+bool awake(const hotloop_executor* executor, int threads) {
+  if (has(executor, threads)) return executor->awake(executor->context) != 0;
   const Pool* const current = pool.load(std::memory_order_acquire);
   return current != nullptr && current->awake(threads);
 }
 
+void use_processors(int count) { told.store(count, std::memory_order_relaxed); }
+
 int processors() {
+  if (const int count = told.load(std::memory_order_relaxed); count > 0) return count;
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);

@@ -241,7 +241,7 @@ template <class Cell, class T>
 struct BackwardRun {
   static constexpr int G = Cell::kGates, S = Cell::kSaved, kL = kLanes<T>;
   static constexpr bool kTwoPasses = Cell::kOfH < G;
-  const hotloop_backward_args& args;
+  const hotloop::BackwardCall& args;
   Rows rows_of;
   int64_t *states = nullptr, *nowhere = nullptr;  // places, [B]: of states, and of what is the same for all rows
   int64_t *of_x = nullptr, *of_output = nullptr, *of_gates = nullptr, *of_c = nullptr, *of_resets = nullptr,
@@ -258,9 +258,9 @@ struct BackwardRun {
   int64_t row_stride = 0;
   int64_t s0 = 0, s1 = 0;  // steps of this chunk
 
-  static double step_ns(const hotloop_backward_args& args) { return 2 * ::step_ns<Cell, T>(args.forward); }
+  static double step_ns(const hotloop::BackwardCall& args) { return 2 * ::step_ns<Cell, T>(args.forward); }
 
-  static int64_t chunk_steps(const hotloop_backward_args& args) {
+  static int64_t chunk_steps(const hotloop::BackwardCall& args) {
     int64_t chunk = args.forward.batch_size > 0 ? kChunkRows / args.forward.batch_size : args.forward.seq_len;
     const double most = kChunkNs / (step_ns(args) + 1);
     if ((double)chunk > most) chunk = (int64_t)most;
@@ -269,16 +269,26 @@ struct BackwardRun {
   }
 
   // The most rows of a chunk.
-  static int64_t chunk_rows(const hotloop_backward_args& args) { return chunk_steps(args) * args.forward.batch_size; }
+  static int64_t chunk_rows(const hotloop::BackwardCall& args) { return chunk_steps(args) * args.forward.batch_size; }
 
-  explicit BackwardRun(const hotloop_backward_args& args) : args(args), rows_of(args.forward) {}
+  // The same in any call of at most so many steps and rows.
+  static int64_t most_chunk_rows(const hotloop::BackwardCall& args) {
+    const int64_t B = args.forward.batch_size, all = args.forward.seq_len * B;
+    const double most = B > 0 ? kChunkNs / step_ns(args) * (double)B : 0;
+    int64_t rows = kChunkRows < all ? kChunkRows : all;
+    if (most < (double)rows) rows = (int64_t)most;
+    return rows > B ? rows : B;
+  }
 
-  static BackwardRun carve(const hotloop_backward_args& args, void* workspace, int64_t steps, int64_t& bytes) {
+  explicit BackwardRun(const hotloop::BackwardCall& args) : args(args), rows_of(args.forward) {}
+
+  // Points every array into the workspace; with a null workspace it finds the size that is enough for any smaller call too.
+  static BackwardRun carve(const hotloop::BackwardCall& args, void* workspace, int64_t steps, int64_t& bytes) {
     Carver carver(workspace);
-    const hotloop_forward_args& f = args.forward;
+    const hotloop::ForwardCall& f = args.forward;
     const int64_t B = f.batch_size, I = f.input_size, H = f.hidden_size;
     BackwardRun run(args);
-    run.s1 = f.seq_len - args.cursor;
+    run.s1 = f.seq_len - f.cursor;
     run.s0 = run.s1 - steps;
     run.rows_of.carve(carver);
     int64_t* places = carver.take<int64_t>(10 * B);
@@ -295,7 +305,7 @@ struct BackwardRun {
     run.of_grad_x = table();
     // One line more than a whole number of them keeps rows of 4 KiB from meeting in the same sets of the cache.
     run.row_stride = (Cell::kGradients * H + kL - 1) / kL * kL + 64 / (int64_t)sizeof(T);
-    const int64_t rows = chunk_rows(args);
+    const int64_t rows = workspace == nullptr ? most_chunk_rows(args) : chunk_rows(args);
     run.weight_hh = carver.take<T>(blocks_of(H, kL) * Cell::kOfH * H * kL);
     run.weight_reset = carver.take<T>(blocks_of(H, kL) * (G - Cell::kOfH) * H * kL);
     if (args.grad_x) run.weight_ih = carver.take<T>(blocks_of(I, kL) * G * H * kL);
@@ -315,7 +325,7 @@ struct BackwardRun {
   }
 
   void start(int shares) const {
-    const hotloop_forward_args& f = args.forward;
+    const hotloop::ForwardCall& f = args.forward;
     const int64_t B = f.batch_size, H = f.hidden_size, state = B * H * (int64_t)sizeof(T);
     const T* const from = static_cast<const T*>(f.weight_hh);
     pack_by_column<Cell::kOfH>(from, H, H, Cell::kHGate, weight_hh);
@@ -386,7 +396,7 @@ struct BackwardRun {
   // This chunk's share of the gradients of weights, biases and x: a range of gate rows, and of the chunk's rows for x.
   void products(int index, int count) const {
     const FlushSubnormals flush;
-    const hotloop_forward_args& f = args.forward;
+    const hotloop::ForwardCall& f = args.forward;
     const int64_t H = f.hidden_size, J = G * H;
     const int64_t rows = rows_before(s0 - 1);
     const int64_t first = J * index / count, last = J * (index + 1) / count;
@@ -524,7 +534,7 @@ template <class Cell, class T>
 struct BackwardRows {
   static constexpr int S = Cell::kSaved, kL = kLanes<T>, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
   const BackwardRun<Cell, T>& run;
-  const hotloop_backward_args& args;
+  const hotloop::BackwardCall& args;
   const ShareRows share;
   const int members;
   const Blocks blocks;
@@ -642,51 +652,51 @@ struct BackwardRows {
 };
 
 template <class Cell, class T>
-double backward_step_ns(const hotloop_backward_args& args) {
+double backward_step_ns(const hotloop::BackwardCall& args) {
   return BackwardRun<Cell, T>::step_ns(args);
 }
 
 // The recurrence alone: as the products of a step forward, without x.
 template <class Cell, class T>
-double recurrence_ns(const hotloop_backward_args& args) {
-  hotloop_forward_args without_x = args.forward;
+double recurrence_ns(const hotloop::BackwardCall& args) {
+  hotloop::ForwardCall without_x = args.forward;
   without_x.input_size = 0;
   return step_ns<Cell, T>(without_x);
 }
 
 template <class Cell, class T>
-int64_t backward_most_steps(const hotloop_backward_args& args, void* workspace) {
+int64_t backward_most_steps(const hotloop::BackwardCall& args, void* workspace) {
   int64_t bytes;
   return BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).steps();
 }
 
 template <class Cell, class T>
-int64_t backward_workspace(const hotloop_backward_args& args, int) {
+int64_t backward_workspace(const hotloop::BackwardCall& args, int) {
   int64_t bytes;
   BackwardRun<Cell, T>::carve(args, nullptr, 0, bytes);
   return bytes;
 }
 
 template <class Cell, class T>
-void backward_start(const hotloop_backward_args& args, void* workspace, int shares) {
+void backward_start(const hotloop::BackwardCall& args, void* workspace, int shares) {
   int64_t bytes;
   BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).start(shares);
 }
 
 template <class Cell, class T>
-void backward_rows(const hotloop_backward_args& args, void* workspace, int64_t steps, const hotloop::Share& share) {
+void backward_rows(const hotloop::BackwardCall& args, void* workspace, int64_t steps, const hotloop::Share& share) {
   int64_t bytes;
   BackwardRun<Cell, T>::carve(args, workspace, steps, bytes).recurrence(share);
 }
 
 template <class Cell, class T>
-void backward_products(const hotloop_backward_args& args, void* workspace, int64_t steps, int index, int shares) {
+void backward_products(const hotloop::BackwardCall& args, void* workspace, int64_t steps, int index, int shares) {
   int64_t bytes;
   BackwardRun<Cell, T>::carve(args, workspace, steps, bytes).products(index, shares);
 }
 
 template <class Cell, class T>
-void backward_finish(const hotloop_backward_args& args, void* workspace) {
+void backward_finish(const hotloop::BackwardCall& args, void* workspace) {
   int64_t bytes;
   BackwardRun<Cell, T>::carve(args, workspace, 0, bytes).finish();
 }

@@ -1,4 +1,4 @@
-// The cell equations and their derivatives, elementwise on vectors. They stand here and in src/hotloop/_cells.py, same
+// The cell equations and their derivatives, elementwise on vectors. They stand here and in src/hotloop/_backends/cells.py, same
 // names, same order, and nowhere else.
 //
 // a[g] is the pre-activation of gate g, in PyTorch's order; of the gate kApart it is h's share only, and x's share comes

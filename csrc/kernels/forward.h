@@ -37,7 +37,7 @@ struct PackedWeights {
     return packed;
   }
 
-  void fill(const hotloop_forward_args& args) const {
+  void fill(const hotloop::ForwardCall& args) const {
     const int64_t H = args.hidden_size;
     pack_by_unit<Cell::kGates>(static_cast<const T*>(args.weight_ih), H, args.input_size, weight_ih);
     pack_by_unit<Cell::kOfH>(static_cast<const T*>(args.weight_hh), H, H, weight_hh);
@@ -193,14 +193,14 @@ HOTLOOP_NOINLINE void project_tile(const ChunkRows<const T>& from, const ChunkRo
 
 // The work of one step forward. Lanes beyond the last unit cost as much as those that are used.
 template <class Cell, class T>
-double step_flops(const hotloop_forward_args& args) {
+double step_flops(const hotloop::ForwardCall& args) {
   const double units = (double)(blocks_of(args.hidden_size, kLanes<T>) * kLanes<T>);
   const double of_unit = 2.0 * Cell::kGates * (double)(args.input_size + args.hidden_size) + kCellFlops;
   return (double)args.batch_size * units * of_unit;
 }
 
 template <class Cell, class T>
-double step_ns(const hotloop_forward_args& args) {
+double step_ns(const hotloop::ForwardCall& args) {
   return step_flops<Cell, T>(args) / (kLaneFlopsNs * kLanes<T>);
 }
 
@@ -210,7 +210,7 @@ struct ForwardRows;
 template <class Cell, class T>
 struct ForwardRun {
   static constexpr bool kTwoPasses = Cell::kOfH < Cell::kGates;
-  const hotloop_forward_args& args;
+  const hotloop::ForwardCall& args;
   PackedWeights<Cell, T> packed{};
   Rows rows_of;
   int64_t *states = nullptr, *nowhere = nullptr;  // places, [B]: of states, and of what is the same for all rows
@@ -223,14 +223,14 @@ struct ForwardRun {
   int64_t reset_h_size = 0;
   int64_t chunk;  // steps projected at once
 
-  ForwardRun(const hotloop_forward_args& args, int64_t chunk) : args(args), rows_of(args), chunk(chunk) {}
+  ForwardRun(const hotloop::ForwardCall& args, int64_t chunk) : args(args), rows_of(args), chunk(chunk) {}
 
   // In training the projection goes where the gates will be (RNN: where h will be), and is overwritten by them.
-  static HOTLOOP_INLINE bool keeps_projection(const hotloop_forward_args& args) {
+  static HOTLOOP_INLINE bool keeps_projection(const hotloop::ForwardCall& args) {
     return Cell::kSaved == 0 || args.gates != nullptr;
   }
 
-  static int64_t chunk_steps(const hotloop_forward_args& args, int64_t rows) {
+  static int64_t chunk_steps(const hotloop::ForwardCall& args, int64_t rows) {
     const int64_t row_bytes = Cell::kGates * args.hidden_size * (int64_t)sizeof(T);
     int64_t most = kProjectedBytes / row_bytes;
     if (most > kProjectedRows) most = kProjectedRows;
@@ -238,8 +238,17 @@ struct ForwardRun {
     return steps < 1 ? 1 : steps > args.seq_len ? args.seq_len : steps;
   }
 
-  // Points every array into the workspace; with a null workspace this is how its size is found.
-  static ForwardRun carve(const hotloop_forward_args& args, void* workspace, int shares, int64_t& bytes) {
+  // Rows projected at once in any call of at most so many steps and rows.
+  static int64_t most_projected(const hotloop::ForwardCall& args, int64_t rows) {
+    const int64_t most = kProjectedBytes / (Cell::kGates * args.hidden_size * (int64_t)sizeof(T));
+    const int64_t all = args.seq_len * rows;
+    const int64_t fit = most > kProjectedRows ? kProjectedRows : most;
+    const int64_t now = fit < all ? fit : all;
+    return now > rows ? now : rows;
+  }
+
+  // Points every array into the workspace; with a null workspace it finds the size that is enough for any smaller call too.
+  static ForwardRun carve(const hotloop::ForwardCall& args, void* workspace, int shares, int64_t& bytes) {
     Carver carver(workspace);
     const int64_t B = args.batch_size, rows = (B + shares - 1) / shares;
     ForwardRun run(args, chunk_steps(args, rows));
@@ -262,7 +271,8 @@ struct ForwardRun {
       run.packed = PackedWeights<Cell, T>::carve(elsewhere, args.input_size, args.hidden_size);
     }
     if (!keeps_projection(args)) {
-      run.projected_size = (run.chunk * rows * Cell::kGates * args.hidden_size + 15) / 16 * 16;
+      const int64_t most = workspace == nullptr ? most_projected(args, rows) : run.chunk * rows;
+      run.projected_size = (most * Cell::kGates * args.hidden_size + 15) / 16 * 16;
       run.projected = carver.take<T>(run.projected_size * shares);
     }
     if (kTwoPasses) {
@@ -307,7 +317,7 @@ struct ForwardRun {
 template <class Cell, class T>
 struct ForwardRows {
   static constexpr int G = Cell::kGates, S = Cell::kSaved, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
-  const hotloop_forward_args& args;
+  const hotloop::ForwardCall& args;
   const ForwardRun<Cell, T>& run;
   const int64_t begin, end;  // steps
   const ShareRows share;
@@ -468,38 +478,38 @@ struct ForwardRows {
 };
 
 template <class Cell, class T>
-int64_t packed_bytes(const hotloop_forward_args& args) {
+int64_t packed_bytes(int64_t input_size, int64_t hidden_size) {
   Carver carver(nullptr);
-  PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
+  PackedWeights<Cell, T>::carve(carver, input_size, hidden_size);
   return carver.bytes();
 }
 
 template <class Cell, class T>
-void pack(const hotloop_forward_args& args, void* packed) {
+void pack(const hotloop::ForwardCall& args, void* packed) {
   Carver carver(packed);
   PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size).fill(args);
 }
 
 template <class Cell, class T>
-int64_t forward_most_steps(const hotloop_forward_args& args, void*) {
+int64_t forward_most_steps(const hotloop::ForwardCall& args, void*) {
   return args.seq_len;
 }
 
 template <class Cell, class T>
-int64_t forward_workspace(const hotloop_forward_args& args, int shares) {
+int64_t forward_workspace(const hotloop::ForwardCall& args, int shares) {
   int64_t bytes;
   ForwardRun<Cell, T>::carve(args, nullptr, shares, bytes);
   return bytes;
 }
 
 template <class Cell, class T>
-void forward_start(const hotloop_forward_args& args, void* workspace, int shares) {
+void forward_start(const hotloop::ForwardCall& args, void* workspace, int shares) {
   int64_t bytes;
   ForwardRun<Cell, T>::carve(args, workspace, shares, bytes).start(shares);
 }
 
 template <class Cell, class T>
-void forward_rows(const hotloop_forward_args& args, void* workspace, int64_t steps, const hotloop::Share& share) {
+void forward_rows(const hotloop::ForwardCall& args, void* workspace, int64_t steps, const hotloop::Share& share) {
   int64_t bytes;
   ForwardRun<Cell, T>::carve(args, workspace, share.count, bytes).rows(steps, share);
 }

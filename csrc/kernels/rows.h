@@ -61,11 +61,11 @@ struct ShareRows {
 
 // The rows of a batch in the canonical order, and the tables of places, those of a share side by side.
 struct Rows {
-  const hotloop_forward_args& args;
+  const hotloop::ForwardCall& args;
   int64_t *order = nullptr, *lengths = nullptr, *sums = nullptr;
   bool ragged = false;
 
-  HOTLOOP_INLINE explicit Rows(const hotloop_forward_args& args)
+  HOTLOOP_INLINE explicit Rows(const hotloop::ForwardCall& args)
       : args(args), ragged(args.lengths != nullptr || args.offsets != nullptr) {}
 
   HOTLOOP_INLINE void carve(Carver& carver) {
@@ -157,7 +157,7 @@ struct ChunkRows {
 // Zeros behind the ends of the caller's rows first..last-1: elements from..to-1 of the places that no step has. In the order
 // of memory: row by row of the batch, RNN forward T200 B32 H128, half of it padding, took 0.24 of 1.5 ms for it.
 template <class T>
-HOTLOOP_INLINE void clear_padding(const hotloop_forward_args& args, void* sequence, int64_t stride_t, int64_t stride_b,
+HOTLOOP_INLINE void clear_padding(const hotloop::ForwardCall& args, void* sequence, int64_t stride_t, int64_t stride_b,
                                   int64_t first, int64_t last, int64_t from, int64_t to) {
   T* const start = static_cast<T*>(sequence) + from;
   const size_t bytes = (size_t)(to - from) * sizeof(T);

@@ -216,10 +216,25 @@ Data<T> random_inputs(const Problem& p) {
   return data;
 }
 
-// The arrays of one recurrence, with the struct that points to them.
+// The arrays of one recurrence, with the structs that point to them.
 struct Call {
-  hotloop_backward_args args{};
+  Call() = default;
+  Call(const Call&) = delete;  // buffers point to weights
+  Call& operator=(const Call&) = delete;
   virtual ~Call() = default;
+
+  hotloop_spec spec{};
+  hotloop_weights weights{};
+  hotloop_buffers buffers{};
+  hotloop_gradients gradients{};
+  int32_t uses = HOTLOOP_INFERENCE;  // of forward
+
+  int32_t uses_backward() const {
+    const bool weights_wanted = gradients.grad_weight_ih != nullptr || gradients.grad_weight_hh != nullptr;
+    return HOTLOOP_BACKWARD | (gradients.grad_x != nullptr ? HOTLOOP_GRAD_X : 0) |
+           (weights_wanted ? HOTLOOP_GRAD_WEIGHTS : 0) |
+           (buffers.resets != nullptr && buffers.reset_to_initial != 0 ? HOTLOOP_RESET_TO_INITIAL : 0);
+  }
 };
 
 enum Mode { kInference, kPacked, kTraining };
@@ -229,23 +244,22 @@ class CallOf : public Call {
  public:
   CallOf(const Problem& p, const Data<T>& data, Mode mode) : p_(p) {
     const Cell& cell = p.facts();
-    hotloop_forward_args& f = args.forward;
-    f.cell = p.cell;
-    f.dtype = std::is_same_v<T, float> ? HOTLOOP_FLOAT32 : HOTLOOP_FLOAT64;
+    hotloop_buffers& f = buffers;
+    spec = {p.cell, std::is_same_v<T, float> ? HOTLOOP_FLOAT32 : HOTLOOP_FLOAT64, p.I, p.H};
+    uses = mode == kTraining ? HOTLOOP_TRAINING : HOTLOOP_INFERENCE;
+    f.weights = &weights;
     f.reverse = p.reverse;
     f.seq_len = p.T;
     f.batch_size = p.B;
-    f.input_size = p.I;
-    f.hidden_size = p.H;
     x_ = Sequence<T>(p, p.I, p.layout);
     x_.fill(data.x);
     f.x = x_.start();
     f.x_stride_t = x_.stride_t;
     f.x_stride_b = x_.stride_b;
-    f.weight_ih = weight(data.weight_ih);
-    f.weight_hh = weight(data.weight_hh);
-    if (p.inputs & kBiasIh) f.bias_ih = weight(data.bias_ih);
-    if (p.inputs & kBiasHh) f.bias_hh = weight(data.bias_hh);
+    weights.weight_ih = weight(data.weight_ih);
+    weights.weight_hh = weight(data.weight_hh);
+    if (p.inputs & kBiasIh) weights.bias_ih = weight(data.bias_ih);
+    if (p.inputs & kBiasHh) weights.bias_hh = weight(data.bias_hh);
     if (p.inputs & kH0) f.h0 = input(data.h0);
     if (p.inputs & kC0 && cell.has_c) f.c0 = input(data.c0);
     output_ = Sequence<T>(p, p.H, p.layout);
@@ -269,24 +283,24 @@ class CallOf : public Call {
     if (p.upstream & kOutput) {
       grad_output_ = Sequence<T>(p, p.H, p.layout);
       grad_output_.fill(data.grad_output);
-      args.grad_output = grad_output_.start();
-      args.grad_output_stride_t = grad_output_.stride_t;
-      args.grad_output_stride_b = grad_output_.stride_b;
+      gradients.grad_output = grad_output_.start();
+      gradients.grad_output_stride_t = grad_output_.stride_t;
+      gradients.grad_output_stride_b = grad_output_.stride_b;
     }
-    if (p.upstream & kHn) args.grad_h_n = input(data.grad_h_n);
-    if (p.upstream & kCn && cell.has_c) args.grad_c_n = input(data.grad_c_n);
+    if (p.upstream & kHn) gradients.grad_h_n = input(data.grad_h_n);
+    if (p.upstream & kCn && cell.has_c) gradients.grad_c_n = input(data.grad_c_n);
     if (p.wanted & kX) {
       grad_x_ = Sequence<T>(p, p.I, p.layout);
-      args.grad_x = grad_x_.start();
-      args.grad_x_stride_t = grad_x_.stride_t;
-      args.grad_x_stride_b = grad_x_.stride_b;
+      gradients.grad_x = grad_x_.start();
+      gradients.grad_x_stride_t = grad_x_.stride_t;
+      gradients.grad_x_stride_b = grad_x_.stride_b;
     }
-    if (p.wanted & kWih) args.grad_weight_ih = result(grad_weight_ih_, p.rows() * p.I);
-    if (p.wanted & kWhh) args.grad_weight_hh = result(grad_weight_hh_, p.rows() * p.H);
-    if (p.wanted & kBih) args.grad_bias_ih = result(grad_bias_ih_, p.rows());
-    if (p.wanted & kBhh) args.grad_bias_hh = result(grad_bias_hh_, p.rows());
-    args.grad_h0 = result(grad_h0_, p.B * p.H);
-    if (cell.has_c) args.grad_c0 = result(grad_c0_, p.B * p.H);
+    if (p.wanted & kWih) gradients.grad_weight_ih = result(grad_weight_ih_, p.rows() * p.I);
+    if (p.wanted & kWhh) gradients.grad_weight_hh = result(grad_weight_hh_, p.rows() * p.H);
+    if (p.wanted & kBih) gradients.grad_bias_ih = result(grad_bias_ih_, p.rows());
+    if (p.wanted & kBhh) gradients.grad_bias_hh = result(grad_bias_hh_, p.rows());
+    gradients.grad_h0 = result(grad_h0_, p.B * p.H);
+    if (cell.has_c) gradients.grad_c0 = result(grad_c0_, p.B * p.H);
   }
 
   Results<T> results() const {
@@ -319,12 +333,12 @@ class CallOf : public Call {
 
   // From here on the weights are in one block, and those it was made from are gone.
   void pack() {
-    hotloop_forward_args& f = args.forward;
-    const int64_t bytes = hotloop_packed_bytes(&f);
+    const int64_t bytes = hotloop_packed_bytes(&spec);
     packed_ = Block(static_cast<size_t>(bytes), 0);
-    expect(hotloop_pack(&f, packed_.data(), bytes), HOTLOOP_OK, describe(p_, sizeof(T)) + ": pack");
-    f.packed = packed_.data();
-    f.weight_ih = f.weight_hh = f.bias_ih = f.bias_hh = nullptr;
+    expect(hotloop_pack(&spec, &weights, packed_.data(), bytes), HOTLOOP_OK, describe(p_, sizeof(T)) + ": pack");
+    weights = {};
+    weights.packed = packed_.data();
+    uses |= HOTLOOP_PACKED;
     weights_.clear();
   }
 
@@ -338,42 +352,68 @@ class CallOf : public Call {
   Array<T> grad_weight_ih_, grad_weight_hh_, grad_bias_ih_, grad_bias_hh_, grad_h0_, grad_c0_;
 };
 
-// Runs them in one call and a workspace of exactly the bytes asked for, at an odd address, until all is done. Returns how
-// often it came back before the end.
-inline int64_t run(const std::vector<Call*>& calls, bool backward, int32_t threads, const std::string& what) {
-  const int64_t count = static_cast<int64_t>(calls.size());
-  std::vector<hotloop_forward_args> forward_args;
-  std::vector<hotloop_backward_args> backward_args;
+// How much larger than the calls that run on it a plan is.
+struct Slack {
+  int64_t steps = 0, rows = 0;
+  int32_t uses = 0;
+};
+
+inline hotloop_plan make_plan(const std::vector<Call*>& calls, bool backward, int32_t threads, const std::string& what,
+                              Slack slack = {}) {
+  int32_t uses = slack.uses;
+  int64_t steps = 0, rows = 0;
   for (const Call* call : calls) {
-    forward_args.push_back(call->args.forward);
-    backward_args.push_back(call->args);
+    uses |= backward ? call->uses_backward() : call->uses;
+    if (call->buffers.seq_len > steps) steps = call->buffers.seq_len;
+    if (call->buffers.batch_size > rows) rows = call->buffers.batch_size;
   }
-  const int64_t bytes = backward ? hotloop_backward_workspace(backward_args.data(), count, threads)
-                                 : hotloop_forward_workspace(forward_args.data(), count, threads);
+  hotloop_plan plan{};
+  expect(hotloop_make_plan(&plan, &calls[0]->spec, uses, static_cast<int64_t>(calls.size()), steps + slack.steps,
+                           rows + slack.rows, threads),
+         HOTLOOP_OK, what + ": plan");
+  return plan;
+}
+
+// Runs recurrences of one spec in one call and a workspace of exactly the bytes asked for, at an odd address, until all is
+// done. Returns how often it came back before the end.
+inline int64_t run_on(const hotloop_plan& plan, const std::vector<Call*>& calls, bool backward, const std::string& what,
+                      const hotloop_executor* executor = nullptr) {
+  const hotloop_plan before = plan;
+  std::vector<hotloop_buffers> buffers;
+  std::vector<hotloop_gradients> gradients;
+  for (const Call* call : calls) {
+    buffers.push_back(call->buffers);
+    gradients.push_back(call->gradients);
+  }
+  const int64_t bytes = hotloop_workspace_bytes(&plan);
   check(bytes >= 0, what, "a workspace has a size");
   const Block workspace(bytes < 0 ? 0 : static_cast<size_t>(bytes), 1);
   int64_t early = 0;
   for (;; ++early) {
-    const int32_t status = backward ? hotloop_backward(backward_args.data(), count, threads, workspace.data(), bytes)
-                                    : hotloop_forward(forward_args.data(), count, threads, workspace.data(), bytes);
+    const int32_t status =
+        backward ? hotloop_backward(&plan, buffers.data(), gradients.data(), executor, workspace.data(), bytes)
+                 : hotloop_forward(&plan, buffers.data(), executor, workspace.data(), bytes);
     if (status == HOTLOOP_AGAIN) continue;
     expect(status, HOTLOOP_OK, what);
     break;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const auto index = static_cast<size_t>(i);
-    const int64_t cursor = backward ? backward_args[index].cursor : forward_args[index].cursor;
-    check(cursor == calls[index]->args.forward.seq_len, what, "the cursor is at the end");
-  }
+  for (const hotloop_buffers& each : buffers) check(each.cursor == each.seq_len, what, "the cursor is at the end");
+  check(memcmp(&plan, &before, sizeof plan) == 0, what, "a plan is only read");
   return early;
 }
 
+inline int64_t run(const std::vector<Call*>& calls, bool backward, int32_t threads, const std::string& what,
+                   Slack slack = {}, const hotloop_executor* executor = nullptr) {
+  return run_on(make_plan(calls, backward, threads, what, slack), calls, backward, what, executor);
+}
+
 template <class T>
-Results<T> compute(const Problem& p, const Data<T>& data, Mode mode, int32_t threads = 1) {
+Results<T> compute(const Problem& p, const Data<T>& data, Mode mode, int32_t threads = 1, Slack slack = {},
+                   const hotloop_executor* executor = nullptr) {
   const std::string what = describe(p, sizeof(T));
   CallOf<T> call(p, data, mode);
-  run({&call}, false, threads, what);
-  if (mode == kTraining) run({&call}, true, threads, what);
+  run({&call}, false, threads, what, slack, executor);
+  if (mode == kTraining) run({&call}, true, threads, what, slack, executor);
   return call.results();
 }
 

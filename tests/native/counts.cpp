@@ -53,10 +53,8 @@ namespace {
 
 using namespace native_tests;
 
-constexpr int64_t kShortBytes = 1 << 16;  // of workspace, as in _native.py
-
-enum Kind { kPack, kStep, kForwardPacked, kForward, kBackward };
-constexpr const char* kKinds[] = {"pack", "step", "inference", "forward", "backward"};
+enum Kind { kPack, kPlan, kStep, kForwardPacked, kForward, kBackward };
+constexpr const char* kKinds[] = {"pack", "plan", "step", "inference", "forward", "backward"};
 
 struct Case {
   Kind kind;
@@ -90,6 +88,7 @@ Problem shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H) {
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   for (int cell = 0; cell < HOTLOOP_CELL_COUNT; ++cell) {
+    cases.push_back({kPlan, shape(cell, 1, 1, 32, 64)});
     cases.push_back({kStep, shape(cell, 1, 1, 32, 64)});
     for (const Kind kind : {kForwardPacked, kForward, kBackward}) {
       cases.push_back({kind, shape(cell, 100, 1, 8, 32)});
@@ -119,52 +118,40 @@ std::vector<Case> all_cases() {
 // All that hotloop_counted needs, set up before.
 struct Counted {
   Kind kind;
-  std::vector<hotloop_backward_args> args;
-  char *workspace, *small;
+  hotloop_spec spec;
+  const hotloop_weights* weights;
+  std::vector<hotloop_buffers> buffers;
+  std::vector<hotloop_gradients> gradients;
+  hotloop_plan forward, backward;
+  char* workspace;
   int64_t workspace_bytes;
 };
 
 int32_t forward(const Counted& counted) {
-  const auto count = static_cast<int64_t>(counted.args.size());
-  hotloop_forward_args args[2];
-  for (int64_t i = 0; i < count; ++i) args[i] = counted.args[static_cast<size_t>(i)].forward;
-  const int32_t status = hotloop_forward_short(args, count, counted.small, kShortBytes);
-  if (status != HOTLOOP_WORKSPACE_TOO_SMALL) return status;
-  const int64_t bytes = hotloop_forward_workspace(args, count, 1);
-  if (bytes < 0 || bytes > counted.workspace_bytes) return HOTLOOP_WORKSPACE_TOO_SMALL;
-  return hotloop_forward(args, count, 1, counted.workspace, bytes);
+  hotloop_buffers buffers[2];
+  for (size_t i = 0; i < counted.buffers.size(); ++i) buffers[i] = counted.buffers[i];
+  return hotloop_forward(&counted.forward, buffers, nullptr, counted.workspace, counted.workspace_bytes);
 }
 
 int32_t backward(const Counted& counted) {
-  const auto count = static_cast<int64_t>(counted.args.size());
-  hotloop_backward_args args[2];
-  for (int64_t i = 0; i < count; ++i) args[i] = counted.args[static_cast<size_t>(i)];
-  const int32_t status = hotloop_backward_short(args, count, counted.small, kShortBytes);
-  if (status != HOTLOOP_WORKSPACE_TOO_SMALL) return status;
-  const int64_t bytes = hotloop_backward_workspace(args, count, 1);
-  if (bytes < 0 || bytes > counted.workspace_bytes) return HOTLOOP_WORKSPACE_TOO_SMALL;
-  return hotloop_backward(args, count, 1, counted.workspace, bytes);
+  hotloop_buffers buffers[2];
+  for (size_t i = 0; i < counted.buffers.size(); ++i) buffers[i] = counted.buffers[i];
+  return hotloop_backward(&counted.backward, buffers, counted.gradients.data(), nullptr, counted.workspace,
+                          counted.workspace_bytes);
 }
 
 int32_t once(const Counted& counted) {
-  const hotloop_forward_args& f = counted.args[0].forward;
+  const hotloop_buffers& b = counted.buffers[0];
+  hotloop_plan plan;
   switch (counted.kind) {
-    case kPack: return hotloop_pack(&f, counted.workspace, hotloop_packed_bytes(&f));
-    case kStep: return hotloop_forward_step(&f, f.seq_len, f.batch_size, f.x, f.h0, f.c0, f.output, f.h_n, f.c_n);
+    case kPack: return hotloop_pack(&counted.spec, counted.weights, counted.workspace, counted.workspace_bytes);
+    case kPlan: return hotloop_make_plan(&plan, &counted.spec, HOTLOOP_PACKED, 1, b.seq_len, b.batch_size, 1);
+    case kStep:
+      return hotloop_step(&counted.forward, counted.weights, b.seq_len, b.batch_size, b.x, b.h0, b.c0, b.output, b.h_n,
+                          b.c_n, nullptr, counted.workspace, counted.workspace_bytes);
     case kBackward: return backward(counted);
     default: return forward(counted);
   }
-}
-
-int64_t workspace_bytes(const Counted& counted) {
-  if (counted.kind == kPack) return hotloop_packed_bytes(&counted.args[0].forward);
-  std::vector<hotloop_forward_args> forwards;
-  for (const hotloop_backward_args& args : counted.args) forwards.push_back(args.forward);
-  const auto count = static_cast<int64_t>(forwards.size());
-  const int64_t bytes = hotloop_forward_workspace(forwards.data(), count, 1);
-  if (counted.kind != kBackward) return bytes;
-  const int64_t back = hotloop_backward_workspace(counted.args.data(), count, 1);
-  return back > bytes ? back : bytes;
 }
 
 template <class T>
@@ -188,22 +175,32 @@ namespace {
 int run_case(const Case& wanted, int64_t more) {
   const std::string name = wanted.name();
   Problem p = wanted.problem;
-  const Mode mode = wanted.kind == kPack                                    ? kInference
+  const Mode mode = wanted.kind == kPack || wanted.kind == kPlan            ? kInference
                     : wanted.kind == kStep || wanted.kind == kForwardPacked ? kPacked
                                                                             : kTraining;
   std::vector<std::unique_ptr<Call>> calls;
-  Counted counted{wanted.kind, {}, nullptr, nullptr, 0};
+  std::vector<Call*> pointers;
+  Counted counted{};
+  counted.kind = wanted.kind;
   for (int direction = 0; direction <= (wanted.both_directions ? 1 : 0); ++direction) {
     calls.push_back(wanted.is_double ? call_of<double>(p, mode) : call_of<float>(p, mode));
-    counted.args.push_back(calls.back()->args);
+    pointers.push_back(calls.back().get());
+    counted.buffers.push_back(calls.back()->buffers);
+    counted.gradients.push_back(calls.back()->gradients);
     p.reverse = !p.reverse;
   }
-  counted.workspace_bytes = workspace_bytes(counted);
-  check(counted.workspace_bytes >= 0, name, "a workspace has a size");
-  if (counted.workspace_bytes < 0) return 1;
-  const Block workspace(static_cast<size_t>(counted.workspace_bytes), 0), small(kShortBytes, 0);
+  counted.spec = calls[0]->spec;
+  counted.weights = &calls[0]->weights;
+  counted.forward = make_plan(pointers, false, 1, name);
+  if (wanted.kind == kBackward) counted.backward = make_plan(pointers, true, 1, name);
+  int64_t bytes = hotloop_workspace_bytes(&counted.forward);
+  if (wanted.kind == kPack) bytes = hotloop_packed_bytes(&counted.spec);
+  if (wanted.kind == kBackward && hotloop_workspace_bytes(&counted.backward) > bytes) {
+    bytes = hotloop_workspace_bytes(&counted.backward);
+  }
+  const Block workspace(static_cast<size_t>(bytes), 0);
   counted.workspace = workspace.data();
-  counted.small = small.data();
+  counted.workspace_bytes = bytes;
   if (wanted.kind == kBackward) expect(forward(counted), HOTLOOP_OK, name + ": forward");
   expect(once(counted), HOTLOOP_OK, name + ": not counted");
   expect(hotloop_counted(&counted, more), HOTLOOP_OK, name);

@@ -100,62 +100,194 @@ void check_cut(const Problem& p, const Data<T>& data, const Results<T>& whole, i
   check(same, what, "a sequence cut in time has the same bits");
 }
 
-// Several recurrences in one call: both directions, and another cell and type of another shape.
+// Several recurrences in one call: both directions, and one of fewer steps and rows in another layout.
 template <class T>
 void check_together(const Problem& p, const Data<T>& data, const Results<T>& alone, int32_t threads) {
-  using Other = std::conditional_t<std::is_same_v<T, float>, double, float>;
   Problem reversed = p, other = p;
   reversed.reverse = !p.reverse;
   reversed.layout = kTimeMajor;
-  other.cell = (p.cell + 1) % HOTLOOP_CELL_COUNT;
-  other.T = p.T % 4 + 1;
-  other.B = p.B % 3 + 1;
-  other.H = p.H % 20 + 1;
-  const Data<Other> other_data = random_inputs<Other>(other);
-  CallOf<T> first(p, data, kTraining), second(reversed, data, kTraining);
-  CallOf<Other> third(other, other_data, kTraining);
+  other.T = p.T / 2 + 1;
+  other.B = p.B > 1 ? p.B - 1 : p.B;
+  other.layout = static_cast<Layout>((p.layout + 1) % kLayouts);
+  other.inputs = kAllInputs;
+  const Data<T> other_data = random_inputs<T>(other);
+  const Results<T> second_alone = compute(reversed, data, kTraining);
+  const Results<T> third_alone = compute(other, other_data, kTraining);
   const std::string what = describe(p, sizeof(T)) + ": three at once";
-  run({&first, &second, &third}, false, threads, what);
-  run({&first, &second, &third}, true, threads, what);
-  const bool same = all_same_bits(first.results(), alone) &&
-                    all_same_bits(second.results(), compute(reversed, data, kTraining)) &&
-                    all_same_bits(third.results(), compute(other, other_data, kTraining));
-  check(same, what, "one call and three have the same bits");
+  for (const bool more : {false, true}) {  // than the plan is used for
+    CallOf<T> first(p, data, kTraining), second(reversed, data, kTraining), third(other, other_data, kTraining);
+    const Slack slack = more ? Slack{5, 11} : Slack{};
+    run({&first, &second, &third}, false, threads + (more ? 1 : 0), what, slack);
+    run({&first, &second, &third}, true, threads + (more ? 1 : 0), what, slack);
+    check(all_same_bits(first.results(), alone) && all_same_bits(second.results(), second_alone) &&
+              all_same_bits(third.results(), third_alone),
+          what, "one call and three have the same bits");
+  }
 }
 
-// The entry points for callers that cannot pass structs.
+// A plan that was made for more than the call: steps, rows, threads, and gradients that are not wanted.
 template <class T>
-void check_flat(const Problem& p, const Data<T>& data, const Results<T>& wanted, int32_t threads) {
-  const std::string what = describe(p, sizeof(T)) + ": flat";
-  const CallOf<T> call(p, data, kTraining);
-  const hotloop_forward_args& f = call.args.forward;
-  const hotloop_backward_args& b = call.args;
-  const int64_t forward_bytes = hotloop_forward_flat_workspace(f.cell, f.dtype, p.T, p.B, p.I, p.H, threads);
-  const int64_t backward_bytes = hotloop_backward_flat_workspace(f.cell, f.dtype, p.T, p.B, p.I, p.H, threads);
-  check(forward_bytes >= 0 && backward_bytes >= 0, what, "a workspace has a size");
-  const Block forward_workspace(static_cast<size_t>(forward_bytes), 1);
-  const Block backward_workspace(static_cast<size_t>(backward_bytes), 1);
-  const auto forward = [&](int64_t bytes) {
-    return hotloop_forward_flat(f.cell, f.dtype, f.reverse, p.T, p.B, p.I, p.H, f.x, f.x_stride_t, f.x_stride_b,
-                                f.weight_ih, f.weight_hh, f.bias_ih, f.bias_hh, f.h0, f.c0, f.output, f.output_stride_t,
-                                f.output_stride_b, f.h_n, f.c_n, f.gates, f.c, f.lengths, f.offsets, f.resets,
-                                f.resets_stride_t, f.resets_stride_b, f.reset_to_initial, threads,
-                                forward_workspace.data(), bytes);
-  };
-  const auto backward = [&](int64_t bytes) {
-    return hotloop_backward_flat(f.cell, f.dtype, f.reverse, p.T, p.B, p.I, p.H, f.x, f.x_stride_t, f.x_stride_b,
-                                 f.weight_ih, f.weight_hh, f.h0, f.c0, f.output, f.output_stride_t, f.output_stride_b,
-                                 f.gates, f.c, f.lengths, f.offsets, f.resets, f.resets_stride_t, f.resets_stride_b,
-                                 f.reset_to_initial, b.grad_output, b.grad_output_stride_t, b.grad_output_stride_b,
-                                 b.grad_h_n, b.grad_c_n, b.grad_c, b.grad_x, b.grad_x_stride_t, b.grad_x_stride_b,
-                                 b.grad_weight_ih, b.grad_weight_hh, b.grad_bias_ih, b.grad_bias_hh, b.grad_h0,
-                                 b.grad_c0, threads, backward_workspace.data(), bytes);
-  };
-  expect(forward(-1), HOTLOOP_WORKSPACE_TOO_SMALL, what);
-  expect(backward(-1), HOTLOOP_WORKSPACE_TOO_SMALL, what);
-  expect(forward(forward_bytes), HOTLOOP_OK, what);
-  expect(backward(backward_bytes), HOTLOOP_OK, what);
-  check(all_same_bits(call.results(), wanted), what, "structs and scalars have the same bits");
+void check_larger_plans(const Problem& p, const Data<T>& data, const Results<T>& wanted) {
+  const std::string what = describe(p, sizeof(T));
+  for (const Slack slack : {Slack{1, 0}, Slack{0, 1}, Slack{300, 0}, Slack{0, 300}, Slack{9, 40}}) {
+    for (const int32_t threads : {1, 3}) {
+      check(all_same_bits(compute(p, data, kTraining, threads, slack), wanted), what,
+            "a plan for more has the same bits");
+      check(same_bits(compute(p, data, kInference, threads, slack), wanted, kForwardResults<T>), what,
+            "a plan for more has the same bits in inference");
+      check(same_bits(compute(p, data, kPacked, threads, slack), wanted, kForwardResults<T>), what,
+            "a plan for more has the same bits, packed");
+    }
+  }
+  CallOf<T> call(p, data, kTraining);
+  run({&call}, false, 2, what);
+  run({&call}, true, 2, what, {0, 0, HOTLOOP_GRAD_X | HOTLOOP_GRAD_WEIGHTS | HOTLOOP_RESET_TO_INITIAL});
+  check(all_same_bits(call.results(), wanted), what, "what is planned and not wanted does not show in the bits");
+}
+
+// The entry point for callers that pass no structs.
+template <class T>
+void check_step(const Problem& dense, const Data<T>& data, int32_t threads) {
+  Problem p = dense;
+  p.reverse = false;
+  const bool has_c = p.facts().has_c;
+  for (const Layout layout : {kTimeMajor, kBatchFirst}) {
+    p.layout = layout;
+    const int32_t first = layout == kBatchFirst ? HOTLOOP_BATCH_FIRST : 0;
+    const std::string what = describe(p, sizeof(T)) + ": step";
+    const Results<T> wanted = compute(p, data, kInference);
+    for (const Mode mode : {kInference, kPacked}) {
+      for (const bool in_place : {false, true}) {
+        CallOf<T> call(p, data, mode);
+        const hotloop_plan plan = make_plan({&call}, false, threads, what, {2, 1, first});
+        const int64_t bytes = hotloop_workspace_bytes(&plan);
+        const Block workspace(static_cast<size_t>(bytes < 0 ? 0 : bytes), 1);
+        const hotloop_buffers& b = call.buffers;
+        const void *h0 = b.h0, *c0 = b.c0;
+        const size_t state = static_cast<size_t>(p.B * p.H) * sizeof(T);
+        if (in_place && h0 != nullptr && state > 0) h0 = memcpy(b.h_n, h0, state);
+        if (in_place && c0 != nullptr && state > 0) c0 = memcpy(b.c_n, c0, state);
+        const auto step = [&](int64_t steps, int64_t size) {
+          return hotloop_step(&plan, &call.weights, steps, p.B, b.x, h0, c0, b.output, b.h_n, b.c_n, nullptr,
+                              workspace.data(), size);
+        };
+        const auto rows = [&](int64_t batch) {
+          return hotloop_step(&plan, &call.weights, p.T, batch, b.x, h0, c0, b.output, b.h_n, b.c_n, nullptr,
+                              workspace.data(), bytes);
+        };
+        if (bytes > 0) expect(step(p.T, bytes - 1), HOTLOOP_WORKSPACE_TOO_SMALL, what);
+        expect(step(p.T + 3, bytes), HOTLOOP_BAD_ARGUMENT, what + ", too many");
+        expect(step(0, bytes), HOTLOOP_BAD_ARGUMENT, what + ", none");
+        expect(step(INT64_MIN, bytes), HOTLOOP_BAD_ARGUMENT, what + ", fewer");
+        expect(rows(p.B + 2), HOTLOOP_BAD_ARGUMENT, what + ", too many rows");
+        expect(rows(-1), HOTLOOP_BAD_ARGUMENT, what + ", fewer rows than none");
+        expect(step(p.T, bytes), HOTLOOP_OK, what);
+        check(same_bits(call.results(), wanted, kForwardResults<T>), what, "structs and scalars have the same bits");
+      }
+    }
+  }
+  // Step by step, the states in their place.
+  p.layout = kTimeMajor;
+  const std::string what = describe(p, sizeof(T)) + ": step by step";
+  const Results<T> wanted = compute(p, data, kInference);
+  CallOf<T> call(p, data, kPacked);
+  const hotloop_plan plan = make_plan({&call}, false, threads, what);
+  const Block workspace(static_cast<size_t>(hotloop_workspace_bytes(&plan)), 1);
+  const hotloop_buffers& b = call.buffers;
+  for (int64_t t = 0; t < p.T; ++t) {
+    const T* const x = static_cast<const T*>(b.x) + t * b.x_stride_t;
+    T* const output = static_cast<T*>(b.output) + t * b.output_stride_t;
+    expect(hotloop_step(&plan, &call.weights, 1, p.B, x, t == 0 ? b.h0 : b.h_n, t == 0 || !has_c ? b.c0 : b.c_n, output,
+                        b.h_n, b.c_n, nullptr, workspace.data(), static_cast<int64_t>(workspace.size())),
+           HOTLOOP_OK, what);
+  }
+  check(same_bits(call.results(), wanted, kForwardResults<T>), what, "a stream has the bits of the whole sequence");
+}
+
+// An executor of the program's: it counts its calls, and runs the shares from the last to the first, on the caller or on
+// threads of their own.
+struct Counting {
+  explicit Counting(bool on_threads)
+      : executor{this, [](void* context) { return static_cast<Counting*>(context)->most.load(); },
+                 [](void*) { return int32_t{1}; }, on_threads ? &each_on_its_own : &last_first} {}
+  Counting(const Counting&) = delete;  // the executor points to it
+  Counting& operator=(const Counting&) = delete;
+
+  using Task = void (*)(void* data, int32_t index);
+  static void last_first(void* context, int32_t count, Task task, void* data) {
+    ++static_cast<Counting*>(context)->calls;
+    for (int32_t index = count; index-- > 0;) task(data, index);
+  }
+  static void each_on_its_own(void* context, int32_t count, Task task, void* data) {
+    ++static_cast<Counting*>(context)->calls;
+    std::vector<std::thread> threads;
+    for (int32_t index = count; index-- > 0;) threads.emplace_back(task, data, index);
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  std::atomic<int32_t> most{0};
+  std::atomic<int> calls{0};
+  hotloop_executor executor;
+};
+
+void check_executors(int cell) {
+  const Problem p{cell, 60, 33, 9, 50};
+  const Data<float> data = random_inputs<float>(p);
+  const Results<float> wanted = compute(p, data, kTraining);
+  const std::string what = describe(p, 4);
+  hotloop_use_processors(2);  // else a call on a machine of one has no shares
+  for (const bool on_threads : {false, true}) {
+    Counting counting(on_threads);
+    counting.most = 2;
+    CallOf<float> call(p, data, kTraining);
+    run({&call}, false, 2, what, {}, &counting.executor);
+    check(counting.calls.exchange(0) > 0, what, "an executor is used in forward");
+    run({&call}, true, 2, what, {}, &counting.executor);
+    check(counting.calls.exchange(0) > 0, what, "an executor is used in backward");
+    check(all_same_bits(call.results(), wanted), what, "an executor gives the same bits");
+
+    CallOf<float> packed(p, data, kPacked);
+    const hotloop_plan plan = make_plan({&packed}, false, 2, what);
+    const Block workspace(static_cast<size_t>(hotloop_workspace_bytes(&plan)), 1);
+    const hotloop_buffers& b = packed.buffers;
+    expect(hotloop_step(&plan, &packed.weights, p.T, p.B, b.x, b.h0, b.c0, b.output, b.h_n, b.c_n, &counting.executor,
+                        workspace.data(), static_cast<int64_t>(workspace.size())),
+           HOTLOOP_OK, what + ": step");
+    check(counting.calls.exchange(0) > 0, what, "an executor is used in steps");
+    check(same_bits(packed.results(), wanted, kForwardResults<float>), what, "an executor gives steps the same bits");
+
+    for (const int32_t few : {1, 0, -1}) {
+      counting.most = few;
+      check(all_same_bits(compute(p, data, kTraining, 2, {}, &counting.executor), wanted), what,
+            "an executor of too few threads gives the same bits");
+      check(counting.calls == 0, what, "an executor of too few threads is left alone");
+    }
+    counting.most = 2;
+    check(all_same_bits(compute(p, data, kTraining, 1, {}, &counting.executor), wanted), what,
+          "a plan for one thread has the same bits");
+    const Problem small{cell, 1, 1, 4, 4};
+    compute(small, random_inputs<float>(small), kTraining, 2, {}, &counting.executor);
+    check(counting.calls == 0, what, "a short call, and one of one thread, are no executor's");
+  }
+  hotloop_use_processors(0);
+}
+
+// States that are written over those a call begins with: allowed in inference, but not where a reset goes back to them.
+template <class T>
+void check_in_place(const Problem& dense, const Data<T>& data, int32_t threads) {
+  Problem p = dense;
+  p.to_initial = false;
+  const std::string what = describe(p, sizeof(T)) + ": in place";
+  const size_t state = static_cast<size_t>(p.B * p.H) * sizeof(T);
+  for (const Mode mode : {kInference, kPacked}) {
+    CallOf<T> call(p, data, mode);
+    hotloop_buffers& b = call.buffers;
+    if (b.h0 != nullptr && state > 0) b.h0 = memcpy(b.h_n, b.h0, state);
+    if (b.c0 != nullptr && state > 0) b.c0 = memcpy(b.c_n, b.c0, state);
+    run({&call}, false, threads, what);
+    check(same_bits(call.results(), compute(p, data, kInference), kForwardResults<T>), what,
+          "states written over the first ones have the same bits");
+  }
 }
 
 // Rows of several lengths, with episodes that begin inside them: each row has the bits that it has alone, and zeros behind
@@ -170,7 +302,8 @@ void check_ragged(const Problem& dense, const Data<T>& data, int32_t threads) {
   for (int64_t i = 0; i < p.T * p.B; ++i) p.resets.push_back(random.bits() % 5 == 0);
   p.to_initial = p.H % 2 == 0;
   const Results<T> together = compute(p, data, kTraining, threads);
-  check_flat(p, data, together, threads);
+  check_larger_plans(p, data, together);
+  check_in_place(p, data, threads);
   for (int64_t b = 0; b < p.B; ++b) {
     const int64_t length = p.lengths[static_cast<size_t>(b)];
     const auto sequence = [&](const std::vector<T>& values, int64_t width, int64_t t0, int64_t t1) {
@@ -325,7 +458,8 @@ void check_problem(const Problem& p) {
   if (p.B > 1) check_row(p, data, trained, p.H % p.B);
   if (p.T > 1) check_cut(p, data, trained, p.H % (p.T - 1) + 1);
   check_together(p, data, trained, 1 + static_cast<int32_t>(p.H % 3));
-  check_flat(p, data, trained, 1 + static_cast<int32_t>(p.H % 2));
+  check_larger_plans(p, data, trained);
+  check_step(p, data, 1 + static_cast<int32_t>(p.H % 2));
   check_ragged(p, data, 1 + static_cast<int32_t>(p.H % 3));
 }
 
@@ -362,6 +496,8 @@ void check_large(int cell, bool reverse, int64_t batch) {
   check_cut(p, data, one, p.T / 3);
   check_row(p, data, one, 1);
   check_together(p, data, one, reverse ? 2 : 3);
+  check_step(p, data, reverse ? 3 : 2);
+  check_in_place(p, data, reverse ? 3 : 2);
 }
 
 // Calls so long that they come back before the end, resumed, alone and two at a time.
@@ -381,6 +517,19 @@ void check_long(int cell) {
     run({&first, &second}, true, 2, what);
     check(all_same_bits(first.results(), alone.results()) && all_same_bits(second.results(), alone.results()), what,
           "two at once have the bits of one alone");
+    // Scalars and pointers: to the end at once, its states written over the first ones.
+    CallOf<float> stepped(p, data, kInference);
+    const hotloop_plan plan = make_plan({&stepped}, false, 1, what);
+    const Block workspace(static_cast<size_t>(hotloop_workspace_bytes(&plan)), 1);
+    const hotloop_buffers& b = stepped.buffers;
+    const size_t state = static_cast<size_t>(p.B * p.H) * sizeof(float);
+    const void* const h0 = memcpy(b.h_n, b.h0, state);
+    const void* const c0 = b.c0 != nullptr ? memcpy(b.c_n, b.c0, state) : nullptr;
+    expect(hotloop_step(&plan, &stepped.weights, p.T, p.B, b.x, h0, c0, b.output, b.h_n, b.c_n, nullptr,
+                        workspace.data(), static_cast<int64_t>(workspace.size())),
+           HOTLOOP_OK, what + ": step");
+    check(same_bits(stepped.results(), alone.results(), kForwardResults<float>), what,
+          "structs and scalars have the same bits");
   }
   check(early > 0, std::string(kCells[cell].name) + " " + hotloop_isa(), "a long call comes back before the end");
 }
@@ -400,6 +549,48 @@ void check_concurrent_calls(int cell) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+// Several threads of the program call at once on the same plans, weights, packed block and executor.
+void check_shared(int cell) {
+  const Problem p{cell, 40, 9, 11, 50};
+  const Data<float> data = random_inputs<float>(p);
+  const Results<float> wanted = compute(p, data, kTraining);
+  const std::string what = describe(p, 4) + ": shared";
+  CallOf<float> plain(p, data, kTraining), packed(p, data, kPacked);
+  const hotloop_plan training = make_plan({&plain}, false, 2, what), backward = make_plan({&plain}, true, 2, what);
+  const hotloop_plan inference = make_plan({&packed}, false, 2, what);
+  const int64_t bytes = hotloop_packed_bytes(&packed.spec);
+  const Block copy(static_cast<size_t>(bytes), 64);  // on another cache line
+  memcpy(copy.data(), packed.weights.packed, copy.size());
+  const hotloop_weights copied{nullptr, nullptr, nullptr, nullptr, copy.data()};
+  Counting counting(true);
+  counting.most = 2;
+  std::vector<std::thread> threads;
+  for (int number = 0; number < 4; ++number) {
+    threads.emplace_back([&, number] {
+      const hotloop_executor* const executor = number % 2 == 0 ? &counting.executor : nullptr;
+      for (int turn = 0; turn < 3; ++turn) {
+        CallOf<float> own(p, data, kTraining), inferred(p, data, kInference), stepped(p, data, kInference);
+        own.buffers.weights = &plain.weights;
+        run_on(training, {&own}, false, what, executor);
+        run_on(backward, {&own}, true, what, executor);
+        check(all_same_bits(own.results(), wanted), what, "calls on one plan have the same bits");
+        inferred.buffers.weights = turn == 1 ? &copied : &packed.weights;
+        run_on(inference, {&inferred}, false, what, executor);
+        const Block workspace(static_cast<size_t>(hotloop_workspace_bytes(&inference)), 1);
+        const hotloop_buffers& b = stepped.buffers;
+        expect(hotloop_step(&inference, inferred.buffers.weights, p.T, p.B, b.x, b.h0, b.c0, b.output, b.h_n, b.c_n,
+                            executor, workspace.data(), static_cast<int64_t>(workspace.size())),
+               HOTLOOP_OK, what);
+        check(same_bits(inferred.results(), wanted, kForwardResults<float>) &&
+                  same_bits(stepped.results(), wanted, kForwardResults<float>),
+              what, "calls on one packed block have the same bits");
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  check(memcmp(copy.data(), packed.weights.packed, copy.size()) == 0, what, "a packed block is only read");
 }
 
 // tanh and sigmoid on arrays of any length: nothing beyond them, bounded, and as symmetric as they are.
@@ -448,75 +639,82 @@ void check_probes() {
 class Refusals {
  public:
   explicit Refusals(int cell)
-      : p_{cell, 4, 3, 5, 6}, data_(random_inputs<float>(p_)), call_(p_, data_, kTraining), what_(describe(p_, 4)) {
-    const hotloop_backward_args& args = call_.args;
-    forward_bytes_ = hotloop_forward_workspace(&args.forward, 1, 2);
-    backward_bytes_ = hotloop_backward_workspace(&args, 1, 2);
-    forward_workspace_ = Block(static_cast<size_t>(forward_bytes_), 1);
-    backward_workspace_ = Block(static_cast<size_t>(backward_bytes_), 1);
+      : p_{cell, 4, 3, 5, 60}, data_(random_inputs<float>(p_)), call_(p_, data_, kTraining), what_(describe(p_, 4)) {
+    forward_ = make_plan({&call_}, false, 2, what_);
+    backward_ = make_plan({&call_}, true, 2, what_);
+    workspace_ = Block(1 << 20, 1);
+    check(bytes(forward_) >= 0 && bytes(backward_) >= 0, what_, "a workspace has a size");
   }
 
   void check_all() {
     const bool has_c = p_.facts().has_c;
     const int64_t least = INT64_MIN, most = INT64_MAX;
-    for (const int32_t bad : {-1, 1000, INT32_MAX, INT32_MIN}) {
-      both([&](auto& args) { args.forward.cell = bad; }, HOTLOOP_BAD_ARGUMENT, "cell");
-      both([&](auto& args) { args.forward.dtype = bad; }, HOTLOOP_BAD_ARGUMENT, "dtype");
+    for (const int64_t bad : {int64_t{-1}, least, int64_t{0}, p_.T + 1, most}) {
+      both([&](auto& b, auto&) { b.seq_len = bad; }, HOTLOOP_BAD_ARGUMENT, "seq_len");
     }
-    both([](auto& args) { args.forward.cell = HOTLOOP_CELL_COUNT; }, HOTLOOP_BAD_ARGUMENT, "cell");
-    both([](auto& args) { args.forward.dtype = HOTLOOP_DTYPE_COUNT; }, HOTLOOP_BAD_ARGUMENT, "dtype");
-    for (const int64_t bad : {int64_t{-1}, least}) {
-      both([&](auto& args) { args.forward.seq_len = bad; }, HOTLOOP_BAD_ARGUMENT, "seq_len");
-      both([&](auto& args) { args.forward.batch_size = bad; }, HOTLOOP_BAD_ARGUMENT, "batch_size");
-      both([&](auto& args) { args.forward.input_size = bad; }, HOTLOOP_BAD_ARGUMENT, "input_size");
-      both([&](auto& args) { args.forward.hidden_size = bad; }, HOTLOOP_BAD_ARGUMENT, "hidden_size");
-      forward([&](auto& args) { args.forward.cursor = bad; }, HOTLOOP_BAD_ARGUMENT, "cursor");
-      backward([&](auto& args) { args.cursor = bad; }, HOTLOOP_BAD_ARGUMENT, "cursor");
+    for (const int64_t bad : {int64_t{-1}, least, p_.B + 1, most}) {
+      both([&](auto& b, auto&) { b.batch_size = bad; }, HOTLOOP_BAD_ARGUMENT, "batch_size");
     }
-    both([](auto& args) { args.forward.seq_len = 0; }, HOTLOOP_BAD_ARGUMENT, "seq_len");
-    both([](auto& args) { args.forward.input_size = 0; }, HOTLOOP_BAD_ARGUMENT, "input_size");
-    both([](auto& args) { args.forward.hidden_size = 0; }, HOTLOOP_BAD_ARGUMENT, "hidden_size");
-    forward([&](auto& args) { args.forward.cursor = p_.T + 1; }, HOTLOOP_BAD_ARGUMENT, "cursor");
-    backward([&](auto& args) { args.cursor = p_.T + 1; }, HOTLOOP_BAD_ARGUMENT, "cursor");
-    for (const int64_t bad : {most, int64_t{1} << 61}) {
-      both([&](auto& args) { args.forward.seq_len = bad; }, HOTLOOP_TOO_LARGE, "seq_len");
-      both([&](auto& args) { args.forward.batch_size = bad; }, HOTLOOP_TOO_LARGE, "batch_size");
-      both([&](auto& args) { args.forward.input_size = bad; }, HOTLOOP_TOO_LARGE, "input_size");
-      both([&](auto& args) { args.forward.hidden_size = bad; }, HOTLOOP_TOO_LARGE, "hidden_size");
+    for (const int64_t bad : {int64_t{-1}, least, p_.T + 1}) {
+      both([&](auto& b, auto&) { b.cursor = bad; }, HOTLOOP_BAD_ARGUMENT, "cursor");
     }
     for (const int64_t bad : {most, least, int64_t{1} << 61}) {
-      both([&](auto& args) { args.forward.x_stride_t = bad; }, HOTLOOP_TOO_LARGE, "x_stride_t");
-      both([&](auto& args) { args.forward.x_stride_b = bad; }, HOTLOOP_TOO_LARGE, "x_stride_b");
-      both([&](auto& args) { args.forward.output_stride_t = bad; }, HOTLOOP_TOO_LARGE, "output_stride_t");
-      both([&](auto& args) { args.forward.output_stride_b = bad; }, HOTLOOP_TOO_LARGE, "output_stride_b");
-      backward([&](auto& args) { args.grad_output_stride_t = bad; }, HOTLOOP_TOO_LARGE, "grad_output_stride_t");
-      backward([&](auto& args) { args.grad_output_stride_b = bad; }, HOTLOOP_TOO_LARGE, "grad_output_stride_b");
-      backward([&](auto& args) { args.grad_x_stride_t = bad; }, HOTLOOP_TOO_LARGE, "grad_x_stride_t");
-      backward([&](auto& args) { args.grad_x_stride_b = bad; }, HOTLOOP_TOO_LARGE, "grad_x_stride_b");
+      both([&](auto& b, auto&) { b.x_stride_t = bad; }, HOTLOOP_TOO_LARGE, "x_stride_t");
+      both([&](auto& b, auto&) { b.x_stride_b = bad; }, HOTLOOP_TOO_LARGE, "x_stride_b");
+      both([&](auto& b, auto&) { b.output_stride_t = bad; }, HOTLOOP_TOO_LARGE, "output_stride_t");
+      both([&](auto& b, auto&) { b.output_stride_b = bad; }, HOTLOOP_TOO_LARGE, "output_stride_b");
+      both([&](auto& b, auto&) { b.c_stride_t = bad; }, HOTLOOP_TOO_LARGE, "c_stride_t");
+      both([&](auto& b, auto&) { b.c_stride_b = bad; }, HOTLOOP_TOO_LARGE, "c_stride_b");
+      both([&](auto& b, auto&) { b.resets_stride_t = bad; }, HOTLOOP_TOO_LARGE, "resets_stride_t");
+      both([&](auto& b, auto&) { b.resets_stride_b = bad; }, HOTLOOP_TOO_LARGE, "resets_stride_b");
+      backward([&](auto&, auto& g) { g.grad_output_stride_t = bad; }, HOTLOOP_TOO_LARGE, "grad_output_stride_t");
+      backward([&](auto&, auto& g) { g.grad_output_stride_b = bad; }, HOTLOOP_TOO_LARGE, "grad_output_stride_b");
+      backward([&](auto&, auto& g) { g.grad_c_stride_t = bad; }, HOTLOOP_TOO_LARGE, "grad_c_stride_t");
+      backward([&](auto&, auto& g) { g.grad_c_stride_b = bad; }, HOTLOOP_TOO_LARGE, "grad_c_stride_b");
+      backward([&](auto&, auto& g) { g.grad_x_stride_t = bad; }, HOTLOOP_TOO_LARGE, "grad_x_stride_t");
+      backward([&](auto&, auto& g) { g.grad_x_stride_b = bad; }, HOTLOOP_TOO_LARGE, "grad_x_stride_b");
     }
-    both([](auto& args) { args.forward.x = nullptr; }, HOTLOOP_BAD_ARGUMENT, "x");
-    both([](auto& args) { args.forward.weight_ih = nullptr; }, HOTLOOP_BAD_ARGUMENT, "weight_ih");
-    both([](auto& args) { args.forward.weight_hh = nullptr; }, HOTLOOP_BAD_ARGUMENT, "weight_hh");
-    both([](auto& args) { args.forward.output = nullptr; }, HOTLOOP_BAD_ARGUMENT, "output");
-    forward([](auto& args) { args.forward.h_n = nullptr; }, HOTLOOP_BAD_ARGUMENT, "h_n");
-    backward([](auto& args) { args.grad_h0 = nullptr; }, HOTLOOP_BAD_ARGUMENT, "grad_h0");
+    both([](auto& b, auto&) { b.x = nullptr; }, HOTLOOP_BAD_ARGUMENT, "x");
+    both([](auto& b, auto&) { b.weights = nullptr; }, HOTLOOP_BAD_ARGUMENT, "weights");
+    both([](auto& b, auto&) { b.output = nullptr; }, HOTLOOP_BAD_ARGUMENT, "output");
+    hotloop_weights weights = call_.weights;
+    for (const void** const weight : {&weights.weight_ih, &weights.weight_hh}) {
+      const void* const before = std::exchange(*weight, nullptr);
+      both([&](auto& b, auto&) { b.weights = &weights; }, HOTLOOP_BAD_ARGUMENT, "weight");
+      *weight = before;
+    }
+    const Array<float> line(16);  // backward needs the weights themselves: packed ones alone do not do
+    weights = {nullptr, nullptr, nullptr, nullptr, line.data()};
+    backward([&](auto& b, auto&) { b.weights = &weights; }, HOTLOOP_BAD_ARGUMENT, "weight: packed alone");
+    forward([](auto& b, auto&) { b.h_n = nullptr; }, HOTLOOP_BAD_ARGUMENT, "h_n");
+    backward([](auto&, auto& g) { g.grad_h0 = nullptr; }, HOTLOOP_BAD_ARGUMENT, "grad_h0");
     if (p_.facts().saved > 0) {
-      backward([](auto& args) { args.forward.gates = nullptr; }, HOTLOOP_BAD_ARGUMENT, "gates");
+      both([](auto& b, auto&) { b.gates = nullptr; }, HOTLOOP_BAD_ARGUMENT, "gates");
     } else {
-      forward([](auto& args) { args.forward.gates = args.forward.output; }, HOTLOOP_BAD_ARGUMENT, "gates");
+      both([](auto& b, auto&) { b.gates = b.output; }, HOTLOOP_BAD_ARGUMENT, "gates");
     }
     if (has_c) {
-      forward([](auto& args) { args.forward.c_n = nullptr; }, HOTLOOP_BAD_ARGUMENT, "c_n");
-      both([](auto& args) { args.forward.c = nullptr; }, HOTLOOP_BAD_ARGUMENT, "c");
-      backward([](auto& args) { args.grad_c0 = nullptr; }, HOTLOOP_BAD_ARGUMENT, "grad_c0");
+      forward([](auto& b, auto&) { b.c_n = nullptr; }, HOTLOOP_BAD_ARGUMENT, "c_n");
+      both([](auto& b, auto&) { b.c = nullptr; }, HOTLOOP_BAD_ARGUMENT, "c");
+      backward([](auto&, auto& g) { g.grad_c0 = nullptr; }, HOTLOOP_BAD_ARGUMENT, "grad_c0");
     } else {
-      forward([](auto& args) { args.forward.c = args.forward.output; }, HOTLOOP_BAD_ARGUMENT, "c");
-      forward([](auto& args) { args.forward.c0 = args.forward.h0; }, HOTLOOP_BAD_ARGUMENT, "c0");
-      backward([](auto& args) { args.grad_c_n = args.grad_h_n; }, HOTLOOP_BAD_ARGUMENT, "grad_c_n");
-      backward([](auto& args) { args.grad_c0 = args.grad_h0; }, HOTLOOP_BAD_ARGUMENT, "grad_c0");
+      both([](auto& b, auto&) { b.c = b.output; }, HOTLOOP_BAD_ARGUMENT, "c");
+      both([](auto& b, auto&) { b.c0 = b.h0; }, HOTLOOP_BAD_ARGUMENT, "c0");
+      backward([](auto&, auto& g) { g.grad_c_n = g.grad_h_n; }, HOTLOOP_BAD_ARGUMENT, "grad_c_n");
+      backward([](auto&, auto& g) { g.grad_c = g.grad_output; }, HOTLOOP_BAD_ARGUMENT, "grad_c");
+      backward([](auto&, auto& g) { g.grad_c0 = g.grad_h0; }, HOTLOOP_BAD_ARGUMENT, "grad_c0");
     }
+    const int64_t offsets[] = {0, 1, 2, 3}, falling[] = {0, 2, 1, 3}, late[] = {1, 1, 2, 3}, lengths[] = {1, 5, 2};
+    both([&](auto& b, auto&) { b.offsets = falling; }, HOTLOOP_BAD_ARGUMENT, "offsets");
+    both([&](auto& b, auto&) { b.offsets = late; }, HOTLOOP_BAD_ARGUMENT, "offsets");
+    both([&](auto& b, auto&) { b.lengths = lengths; }, HOTLOOP_BAD_ARGUMENT, "lengths");
+    both([&](auto& b, auto&) { b.offsets = offsets, b.lengths = offsets; }, HOTLOOP_BAD_ARGUMENT,
+         "offsets and lengths");
+    check_unplanned();
+    check_short();
+    check_specs();
+    check_plans();
     check_workspaces();
-    check_counts();
     check_packed();
     const Results<float> r = call_.results();
     check(!written(r.output) && !written(r.h_n) && !written(r.c_n) && !written(r.gates) && !written(r.c) &&
@@ -526,7 +724,7 @@ class Refusals {
   }
 
  private:
-  using Change = std::function<void(hotloop_backward_args&)>;
+  using Change = std::function<void(hotloop_buffers&, hotloop_gradients&)>;
 
   static bool written(const std::vector<float>& values) {
     for (const float value : values) {
@@ -535,107 +733,278 @@ class Refusals {
     return false;
   }
 
-  int32_t run_forward(hotloop_backward_args args) const {
-    return hotloop_forward(&args.forward, 1, 2, forward_workspace_.data(), forward_bytes_);
+  static int64_t bytes(const hotloop_plan& plan) { return hotloop_workspace_bytes(&plan); }
+
+  void run(bool back, const hotloop_plan& plan, const Change& change, int32_t status, const std::string& name) const {
+    hotloop_buffers buffers = call_.buffers;
+    hotloop_gradients gradients = call_.gradients;
+    change(buffers, gradients);
+    const auto size = static_cast<int64_t>(workspace_.size());
+    const int32_t got = back ? hotloop_backward(&plan, &buffers, &gradients, nullptr, workspace_.data(), size)
+                             : hotloop_forward(&plan, &buffers, nullptr, workspace_.data(), size);
+    expect(got, status, what_ + (back ? ": backward with a bad " : ": forward with a bad ") + name);
   }
-  int32_t run_backward(hotloop_backward_args args) const {
-    return hotloop_backward(&args, 1, 2, backward_workspace_.data(), backward_bytes_);
+  void forward(const Change& change, int32_t status, const std::string& name) const {
+    run(false, forward_, change, status, name);
   }
-  void forward(const Change& change, int32_t status, const char* name) const {
-    hotloop_backward_args args = call_.args;
-    change(args);
-    expect(run_forward(args), status, what_ + ": forward with a bad " + name);
+  void backward(const Change& change, int32_t status, const std::string& name) const {
+    run(true, backward_, change, status, name);
   }
-  void backward(const Change& change, int32_t status, const char* name) const {
-    hotloop_backward_args args = call_.args;
-    change(args);
-    expect(run_backward(args), status, what_ + ": backward with a bad " + name);
-  }
-  void both(const Change& change, int32_t status, const char* name) const {
+  void both(const Change& change, int32_t status, const std::string& name) const {
     forward(change, status, name);
     backward(change, status, name);
   }
 
-  void check_workspaces() const {
-    hotloop_backward_args args = call_.args;
-    const auto status = [&](bool back, void* workspace, int64_t bytes) {
-      return back ? hotloop_backward(&args, 1, 2, workspace, bytes)
-                  : hotloop_forward(&args.forward, 1, 2, workspace, bytes);
+  // What the plan was not made for.
+  void check_unplanned() const {
+    const auto nothing = [](auto&, auto&) {};
+    run(true, forward_, nothing, HOTLOOP_BAD_ARGUMENT, "plan: forward's");
+    run(false, backward_, nothing, HOTLOOP_BAD_ARGUMENT, "plan: backward's");
+    const auto planned = [&](int32_t uses) {
+      hotloop_plan plan{};
+      expect(hotloop_make_plan(&plan, &call_.spec, uses, 1, p_.T, p_.B, 1), HOTLOOP_OK, what_);
+      return plan;
     };
-    for (const bool back : {false, true}) {
-      const int64_t enough = back ? backward_bytes_ : forward_bytes_;
-      char* const workspace = (back ? backward_workspace_ : forward_workspace_).data();
-      for (const int64_t bytes : {enough - 1, int64_t{0}, int64_t{-1}, INT64_MIN}) {
-        expect(status(back, workspace, bytes), HOTLOOP_WORKSPACE_TOO_SMALL, what_ + ": a small workspace");
+    run(true, planned(HOTLOOP_BACKWARD | HOTLOOP_GRAD_X), nothing, HOTLOOP_BAD_ARGUMENT, "wish: weights' gradients");
+    run(true, planned(HOTLOOP_BACKWARD | HOTLOOP_GRAD_WEIGHTS), nothing, HOTLOOP_BAD_ARGUMENT, "wish: grad_x");
+    const std::vector<uint8_t> resets(static_cast<size_t>(p_.T * p_.B));
+    backward([&](auto& b, auto&) { b.resets = resets.data(), b.reset_to_initial = 1; }, HOTLOOP_BAD_ARGUMENT,
+             "reset_to_initial");
+    run(false, planned(HOTLOOP_TRAINING | HOTLOOP_PACKED), nothing, HOTLOOP_BAD_ARGUMENT, "wish: to pack");
+    if (p_.facts().saved > 0) {
+      run(false, planned(HOTLOOP_INFERENCE), nothing, HOTLOOP_BAD_ARGUMENT, "wish: gates in inference");
+    }
+  }
+
+  // A short call has its workspace on the stack, and cannot have begun.
+  void check_short() const {
+    const Problem small{p_.cell, 4, 3, 2, 2};
+    const Data<float> data = random_inputs<float>(small);
+    const CallOf<float> call(small, data, kTraining);
+    hotloop_spec spec = call.spec;
+    for (const int32_t uses : {+HOTLOOP_TRAINING, HOTLOOP_BACKWARD | HOTLOOP_GRAD_X | HOTLOOP_GRAD_WEIGHTS}) {
+      hotloop_plan plan{};
+      expect(hotloop_make_plan(&plan, &spec, uses, 1, small.T, small.B, 2), HOTLOOP_OK, what_ + ": a short plan");
+#if defined(HOTLOOP_STACK_BYTES)  // where a sanitizer watches there is none on the stack
+      check(bytes(plan) > HOTLOOP_STACK_BYTES, what_, "a short plan needs a workspace here");
+#else
+      check(bytes(plan) == 0, what_, "a short plan needs no workspace");
+      hotloop_gradients gradients = call.gradients;
+      for (const int64_t cursor : {int64_t{1}, small.T}) {
+        hotloop_buffers buffers = call.buffers;
+        buffers.cursor = cursor;
+        expect(uses == HOTLOOP_TRAINING ? hotloop_forward(&plan, &buffers, nullptr, nullptr, 0)
+                                        : hotloop_backward(&plan, &buffers, &gradients, nullptr, nullptr, 0),
+               HOTLOOP_BAD_ARGUMENT, what_ + ": cursor of a short call");
       }
-      expect(status(back, nullptr, enough), HOTLOOP_WORKSPACE_TOO_SMALL, what_ + ": no workspace");
+#endif
     }
-    for (const int64_t bad : {int64_t{-1}, INT64_MAX}) {
-      hotloop_backward_args wrong = call_.args;
-      wrong.forward.hidden_size = bad;
-      check(hotloop_forward_workspace(&wrong.forward, 1, 1) == -1, what_, "the workspace of bad sizes is -1");
-      check(hotloop_backward_workspace(&wrong, 1, 1) == -1, what_, "the workspace of bad sizes is -1");
-      check(hotloop_packed_bytes(&wrong.forward) == -1, what_, "packed weights of bad sizes have -1 bytes");
-      check(hotloop_forward_flat_workspace(p_.cell, 0, 1, 1, 1, bad, 1) == -1, what_, "a flat call's workspace, too");
-      check(hotloop_backward_flat_workspace(p_.cell, 0, 1, 1, 1, bad, 1) == -1, what_, "a flat call's workspace, too");
-    }
+    const Results<float> r = call.results();
+    check(!written(r.output) && !written(r.h_n) && !written(r.gates) && !written(r.weight_hh) && !written(r.h0), what_,
+          "who refuses writes nothing");
+    hotloop_plan plan{};
+    spec = call_.spec;
+    expect(hotloop_make_plan(&plan, &spec, HOTLOOP_INFERENCE, 1, 1000, 1000, 2), HOTLOOP_OK, what_ + ": a long plan");
+    check(bytes(plan) > 0, what_, "a long plan needs a workspace");
   }
 
-  void check_counts() {
-    hotloop_backward_args args = call_.args;
-    char none[1];
-    for (const int64_t bad : {int64_t{-1}, INT64_MIN}) {
-      expect(hotloop_forward(&args.forward, bad, 1, none, 0), HOTLOOP_BAD_ARGUMENT, what_ + ": a negative count");
-      expect(hotloop_backward(&args, bad, 1, none, 0), HOTLOOP_BAD_ARGUMENT, what_ + ": a negative count");
-      check(hotloop_forward_workspace(&args.forward, bad, 1) == -1, what_, "a negative count needs -1 bytes");
-      check(hotloop_backward_workspace(&args, bad, 1) == -1, what_, "a negative count needs -1 bytes");
+  void check_specs() const {
+    const auto make = [&](hotloop_spec spec, int32_t uses, int64_t count, int64_t steps, int64_t rows, int32_t status,
+                          const char* name) {
+      hotloop_plan plan, before;
+      memset(&plan, 0x5a, sizeof plan);
+      before = plan;
+      expect(hotloop_make_plan(&plan, &spec, uses, count, steps, rows, 2), status, what_ + ": plan with a bad " + name);
+      check(status == HOTLOOP_OK || memcmp(&plan, &before, sizeof plan) == 0, what_,
+            "a plan that fails is not written");
+    };
+    const hotloop_spec good = call_.spec;
+    for (const int32_t bad : {-1, 1000, INT32_MAX, INT32_MIN, +HOTLOOP_CELL_COUNT}) {
+      hotloop_spec spec = good;
+      spec.cell = bad;
+      make(spec, 0, 1, 1, 1, HOTLOOP_BAD_ARGUMENT, "cell");
+      check(hotloop_packed_bytes(&spec) == -1, what_, "packed weights of a bad spec have -1 bytes");
+      spec = good;
+      spec.dtype = bad;
+      make(spec, 0, 1, 1, 1, HOTLOOP_BAD_ARGUMENT, "dtype");
+      check(hotloop_packed_bytes(&spec) == -1, what_, "packed weights of a bad spec have -1 bytes");
     }
-    expect(hotloop_forward(nullptr, 1, 1, none, 0), HOTLOOP_BAD_ARGUMENT, what_ + ": no struct");
-    expect(hotloop_backward(nullptr, 1, 1, none, 0), HOTLOOP_BAD_ARGUMENT, what_ + ": no struct");
-    check(hotloop_forward_workspace(nullptr, 1, 1) == -1, what_, "no struct needs -1 bytes");
-    check(hotloop_backward_workspace(nullptr, 1, 1) == -1, what_, "no struct needs -1 bytes");
-    check(hotloop_packed_bytes(nullptr) == -1, what_, "no struct has -1 bytes");
-    // A bad one among good ones: all are checked first.
-    hotloop_backward_args two[] = {args, args};
-    two[1].forward.input_size = 0;
-    hotloop_forward_args two_forward[] = {two[0].forward, two[1].forward};
-    const Block workspace(static_cast<size_t>(2 * (forward_bytes_ + backward_bytes_)), 1);
-    const auto bytes = static_cast<int64_t>(workspace.size());
-    expect(hotloop_forward(two_forward, 2, 1, workspace.data(), bytes), HOTLOOP_BAD_ARGUMENT,
-           what_ + ": one bad of two");
-    expect(hotloop_backward(two, 2, 1, workspace.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": one bad of two");
+    for (const auto& [bad, status] : {std::pair{int64_t{0}, HOTLOOP_BAD_ARGUMENT},
+                                      {int64_t{-1}, HOTLOOP_BAD_ARGUMENT},
+                                      {INT64_MIN, HOTLOOP_BAD_ARGUMENT},
+                                      {INT64_MAX, HOTLOOP_TOO_LARGE},
+                                      {int64_t{1} << 61, HOTLOOP_TOO_LARGE}}) {
+      for (int64_t hotloop_spec::* const size : {&hotloop_spec::input_size, &hotloop_spec::hidden_size}) {
+        hotloop_spec spec = good;
+        spec.*size = bad;
+        make(spec, 0, 1, 1, 1, status, "size");
+        check(hotloop_packed_bytes(&spec) == -1, what_, "packed weights of a bad spec have -1 bytes");
+      }
+      make(good, 0, 1, bad, 1, status, "seq_len");
+      make(good, 0, 1, bad, 0, status, "seq_len");
+      if (bad != 0) make(good, 0, 1, 1, bad, status, "batch_size");
+      make(good, 0, bad, 1, 1, HOTLOOP_BAD_ARGUMENT, "count");
+    }
+    for (const int32_t uses : {-1, INT32_MIN, 2 * HOTLOOP_BATCH_FIRST, INT32_MAX}) {
+      make(good, uses, 1, 1, 1, HOTLOOP_BAD_ARGUMENT, "use");
+    }
+    for (int32_t uses = 0; uses < 2 * HOTLOOP_BATCH_FIRST; ++uses) {
+      const int32_t apart = (uses & HOTLOOP_BACKWARD) != 0
+                                ? HOTLOOP_TRAINING | HOTLOOP_PACKED | HOTLOOP_BATCH_FIRST
+                                : HOTLOOP_GRAD_X | HOTLOOP_GRAD_WEIGHTS | HOTLOOP_RESET_TO_INITIAL;
+      make(good, uses, 1, 1, 1, (uses & apart) != 0 ? HOTLOOP_BAD_ARGUMENT : HOTLOOP_OK, "mix of uses");
+    }
+    for (const int32_t threads : {0, -1, INT32_MIN, INT32_MAX}) {  // any number is taken
+      hotloop_plan plan{}, one{};
+      expect(hotloop_make_plan(&plan, &good, 0, 1, 1000, 100, threads), HOTLOOP_OK, what_ + ": threads");
+      expect(hotloop_make_plan(&one, &good, 0, 1, 1000, 100, 1), HOTLOOP_OK, what_ + ": one thread");
+      check(threads > 0 || bytes(plan) == bytes(one), what_, "less than one thread is one");
+    }
+    expect(hotloop_make_plan(nullptr, &good, 0, 1, 1, 1, 1), HOTLOOP_BAD_ARGUMENT, what_ + ": no plan");
+    hotloop_plan plan{};
+    expect(hotloop_make_plan(&plan, nullptr, 0, 1, 1, 1, 1), HOTLOOP_BAD_ARGUMENT, what_ + ": no spec");
+    check(hotloop_packed_bytes(nullptr) == -1, what_, "no spec has -1 bytes");
   }
 
-  void check_packed() {
-    hotloop_backward_args args = call_.args;
-    hotloop_forward_args& f = args.forward;
-    const int64_t bytes = hotloop_packed_bytes(&f);
-    const Block packed(static_cast<size_t>(bytes), 0), odd(static_cast<size_t>(bytes), 4);
-    expect(hotloop_pack(nullptr, packed.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack nothing");
-    expect(hotloop_pack(&f, nullptr, bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack into nothing");
-    expect(hotloop_pack(&f, odd.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack at an odd address");
-    expect(hotloop_pack(&f, packed.data(), bytes - 1), HOTLOOP_WORKSPACE_TOO_SMALL, what_ + ": pack into less");
-    for (const void** const weight : {&f.weight_ih, &f.weight_hh}) {
-      const void* const before = std::exchange(*weight, nullptr);
-      expect(hotloop_pack(&f, packed.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack without weights");
-      *weight = before;
+  // What is no plan, or one of another instruction set.
+  void check_plans() const {
+    const auto nothing = [](auto&, auto&) {};
+    hotloop_plan plan{};
+    for (const int byte : {0, 0xff}) {
+      memset(&plan, byte, sizeof plan);
+      check(bytes(plan) == -1, what_, "what is no plan has -1 bytes");
+      run(false, plan, nothing, HOTLOOP_PLANNED_ELSEWHERE, "plan");
+      run(true, plan, nothing, HOTLOOP_PLANNED_ELSEWHERE, "plan");
     }
-    expect(hotloop_pack(&f, packed.data(), bytes), HOTLOOP_OK, what_ + ": pack");
-    memcpy(odd.data(), packed.data(), packed.size());
-    forward([&](auto& other) { other.forward.packed = odd.data(); }, HOTLOOP_PACKED_ELSEWHERE, "packed: odd address");
-    // For another cell, type or size. (What the sizes need of the other arrays is checked after this.)
-    forward([&](auto& other) { other.forward.packed = packed.data(), other.forward.input_size = 1; },
-            HOTLOOP_PACKED_ELSEWHERE, "packed: another input size");
-    forward([&](auto& other) { other.forward.packed = packed.data(), other.forward.hidden_size = 1; },
-            HOTLOOP_PACKED_ELSEWHERE, "packed: another hidden size");
-    forward([&](auto& other) { other.forward.packed = packed.data(), other.forward.dtype = HOTLOOP_FLOAT64; },
-            HOTLOOP_PACKED_ELSEWHERE, "packed: another type");
+    check(hotloop_workspace_bytes(nullptr) == -1, what_, "what is no plan has -1 bytes");
+    const hotloop_buffers& b = call_.buffers;
+    const auto step = [&](const hotloop_plan* which) {
+      return hotloop_step(which, &call_.weights, 1, 1, b.x, b.h0, b.c0, b.output, b.h_n, b.c_n, nullptr, nullptr, 0);
+    };
+    expect(step(nullptr), HOTLOOP_PLANNED_ELSEWHERE, what_ + ": step without a plan");
+    expect(step(&plan), HOTLOOP_PLANNED_ELSEWHERE, what_ + ": step without a plan");
+    expect(step(&backward_), HOTLOOP_BAD_ARGUMENT, what_ + ": step on a plan of backward");
+    expect(step(&forward_), HOTLOOP_BAD_ARGUMENT, what_ + ": step on a plan of training");
+    hotloop_plan inference{};
+    expect(hotloop_make_plan(&inference, &call_.spec, 0, 2, p_.T, p_.B, 1), HOTLOOP_OK, what_);
+    expect(step(&inference), HOTLOOP_BAD_ARGUMENT, what_ + ": step on a plan of two");
+    expect(hotloop_make_plan(&inference, &call_.spec, 0, 1, p_.T, p_.B, 1), HOTLOOP_OK, what_);
+    // Each of its pointers in turn is not there.
+    for (int none = 0; none < 5; ++none) {
+      if (none == 4 && !p_.facts().has_c) continue;
+      expect(hotloop_step(&inference, none == 0 ? nullptr : &call_.weights, 1, 1, none == 1 ? nullptr : b.x, b.h0, b.c0,
+                          none == 2 ? nullptr : b.output, none == 3 ? nullptr : b.h_n, none == 4 ? nullptr : b.c_n,
+                          nullptr, workspace_.data(), static_cast<int64_t>(workspace_.size())),
+             HOTLOOP_BAD_ARGUMENT, what_ + ": step with a pointer that is not there");
+    }
+    hotloop_buffers buffers = b;
+    hotloop_gradients gradients = call_.gradients;
+    expect(hotloop_forward(nullptr, &buffers, nullptr, nullptr, 0), HOTLOOP_PLANNED_ELSEWHERE, what_ + ": no plan");
+    expect(hotloop_forward(&forward_, nullptr, nullptr, nullptr, 0), HOTLOOP_BAD_ARGUMENT, what_ + ": no buffers");
+    expect(hotloop_backward(&backward_, nullptr, &gradients, nullptr, nullptr, 0), HOTLOOP_BAD_ARGUMENT, what_);
+    expect(hotloop_backward(&backward_, &buffers, nullptr, nullptr, nullptr, 0), HOTLOOP_BAD_ARGUMENT, what_);
     const std::string isa = hotloop_isa();
     for (int32_t i = 0; hotloop_isa_at(i) != nullptr; ++i) {
       if (isa == hotloop_isa_at(i)) continue;
       hotloop_use_isa(hotloop_isa_at(i));
-      forward([&](auto& other) { other.forward.packed = packed.data(); }, HOTLOOP_PACKED_ELSEWHERE,
-              "packed: another instruction set");
+      run(false, forward_, nothing, HOTLOOP_PLANNED_ELSEWHERE, "plan: another instruction set");
+      run(true, backward_, nothing, HOTLOOP_PLANNED_ELSEWHERE, "plan: another instruction set");
+      expect(step(&inference), HOTLOOP_PLANNED_ELSEWHERE, what_ + ": step, another instruction set");
+      check(bytes(forward_) == -1 && bytes(backward_) == -1 && bytes(inference) == -1, what_,
+            "a plan of another instruction set has -1 bytes");
+    }
+    hotloop_use_isa(isa.c_str());
+    // A bad one among good ones: all are checked first.
+    hotloop_buffers two[] = {b, b};
+    two[1].x = nullptr;
+    expect(hotloop_make_plan(&plan, &call_.spec, HOTLOOP_TRAINING, 2, p_.T, p_.B, 1), HOTLOOP_OK, what_);
+    expect(hotloop_forward(&plan, two, nullptr, workspace_.data(), static_cast<int64_t>(workspace_.size())),
+           HOTLOOP_BAD_ARGUMENT, what_ + ": one bad of two");
+    const int32_t all = HOTLOOP_BACKWARD | HOTLOOP_GRAD_X | HOTLOOP_GRAD_WEIGHTS;
+    expect(hotloop_make_plan(&plan, &call_.spec, all, 2, p_.T, p_.B, 1), HOTLOOP_OK, what_);
+    hotloop_gradients two_gradients[] = {gradients, gradients};
+    const auto back = [&] {
+      return hotloop_backward(&plan, two, two_gradients, nullptr, workspace_.data(),
+                              static_cast<int64_t>(workspace_.size()));
+    };
+    expect(back(), HOTLOOP_BAD_ARGUMENT, what_ + ": one bad of two");
+    two[1].x = b.x;
+    two_gradients[1].grad_h0 = nullptr;
+    expect(back(), HOTLOOP_BAD_ARGUMENT, what_ + ": one bad of two gradients");
+  }
+
+  void check_workspaces() const {
+    hotloop_buffers buffers = call_.buffers;
+    hotloop_gradients gradients = call_.gradients;
+    for (const bool back : {false, true}) {
+      const hotloop_plan& plan = back ? backward_ : forward_;
+      const auto status = [&](void* workspace, int64_t size) {
+        return back ? hotloop_backward(&plan, &buffers, &gradients, nullptr, workspace, size)
+                    : hotloop_forward(&plan, &buffers, nullptr, workspace, size);
+      };
+      if (bytes(plan) == 0) continue;  // an RNN of this size
+      for (const int64_t size : {bytes(plan) - 1, int64_t{0}, int64_t{-1}, INT64_MIN}) {
+        expect(status(workspace_.data(), size), HOTLOOP_WORKSPACE_TOO_SMALL, what_ + ": a small workspace");
+      }
+      expect(status(nullptr, bytes(plan)), HOTLOOP_WORKSPACE_TOO_SMALL, what_ + ": no workspace");
+    }
+  }
+
+  void check_packed() const {
+    const hotloop_spec& spec = call_.spec;
+    hotloop_weights weights = call_.weights;
+    const int64_t bytes = hotloop_packed_bytes(&spec);
+    const Block packed(static_cast<size_t>(bytes), 0), odd(static_cast<size_t>(bytes), 4);
+    expect(hotloop_pack(nullptr, &weights, packed.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack no spec");
+    expect(hotloop_pack(&spec, nullptr, packed.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack nothing");
+    expect(hotloop_pack(&spec, &weights, nullptr, bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack into nothing");
+    expect(hotloop_pack(&spec, &weights, odd.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack at an odd address");
+    expect(hotloop_pack(&spec, &weights, packed.data(), bytes - 1), HOTLOOP_WORKSPACE_TOO_SMALL,
+           what_ + ": pack into less");
+    for (const void** const weight : {&weights.weight_ih, &weights.weight_hh}) {
+      const void* const before = std::exchange(*weight, nullptr);
+      expect(hotloop_pack(&spec, &weights, packed.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack no weights");
+      *weight = before;
+    }
+    expect(hotloop_pack(&spec, &weights, packed.data(), bytes), HOTLOOP_OK, what_ + ": pack");
+    memcpy(odd.data(), packed.data(), packed.size());
+    const auto with = [&](const hotloop_spec& other, const void* block, const char* name) {
+      hotloop_plan plan{};
+      expect(hotloop_make_plan(&plan, &other, HOTLOOP_TRAINING | HOTLOOP_PACKED, 1, p_.T, p_.B, 1), HOTLOOP_OK, what_);
+      const hotloop_weights given{nullptr, nullptr, nullptr, nullptr, block};
+      const auto use = [&](auto& b, auto&) {
+        b.weights = &given;
+        if (other.cell != spec.cell) {  // what another cell does not have, or has besides
+          b.gates = native_tests::kCells[other.cell].saved > 0 ? workspace_.data() : nullptr;
+          b.c = b.c_n = native_tests::kCells[other.cell].has_c ? workspace_.data() : nullptr;
+          b.c0 = nullptr;
+        }
+      };
+      run(false, plan, use, HOTLOOP_PACKED_ELSEWHERE, std::string("packed: ") + name);
+      expect(hotloop_make_plan(&plan, &other, HOTLOOP_PACKED, 1, p_.T, p_.B, 1), HOTLOOP_OK, what_);
+      const hotloop_buffers& b = call_.buffers;
+      expect(hotloop_step(&plan, &given, 1, 1, b.x, nullptr, nullptr, b.output, b.h_n, workspace_.data(), nullptr,
+                          workspace_.data(), static_cast<int64_t>(workspace_.size())),
+             HOTLOOP_PACKED_ELSEWHERE, what_ + ": step, packed: " + name);
+    };
+    with(spec, odd.data(), "odd address");
+    hotloop_spec other = spec;
+    other.input_size = 1;
+    with(other, packed.data(), "another input size");
+    other = spec;
+    other.hidden_size = 1;
+    with(other, packed.data(), "another hidden size");
+    other = spec;
+    other.dtype = HOTLOOP_FLOAT64;
+    with(other, packed.data(), "another type");
+    other = spec;
+    other.cell = (spec.cell + 1) % HOTLOOP_CELL_COUNT;
+    with(other, packed.data(), "another cell");
+    const std::string isa = hotloop_isa();
+    for (int32_t i = 0; hotloop_isa_at(i) != nullptr; ++i) {
+      if (isa == hotloop_isa_at(i)) continue;
+      hotloop_use_isa(hotloop_isa_at(i));
+      with(spec, packed.data(), "another instruction set");
     }
     hotloop_use_isa(isa.c_str());
   }
@@ -644,11 +1013,12 @@ class Refusals {
   Data<float> data_;
   CallOf<float> call_;
   std::string what_;
-  int64_t forward_bytes_, backward_bytes_;
-  Block forward_workspace_, backward_workspace_;
+  hotloop_plan forward_{}, backward_{};
+  Block workspace_;
 };
 
 void check_rest() {
+  check(hotloop_abi_version() == HOTLOOP_ABI_VERSION, "abi_version", "the library is the header's");
   for (const char* const name : {"", "sse9", "SCALAR"}) {
     expect(hotloop_use_isa(name), HOTLOOP_UNKNOWN_ISA, std::string("use_isa ") + name);
   }
@@ -658,6 +1028,10 @@ void check_rest() {
   for (int32_t status = -1; status <= 8; ++status) {
     check(hotloop_status_string(status) != nullptr && *hotloop_status_string(status) != '\0', "status", "has a text");
   }
+  const auto region = [](void (*)(void*), void*, unsigned, unsigned) {};
+  const auto threads = [] { return 1; };
+  check(hotloop_openmp_executor(nullptr, threads) == nullptr, "openmp_executor", "there is none of nothing");
+  check(hotloop_openmp_executor(region, nullptr) == nullptr, "openmp_executor", "there is none of nothing");
   float value = 1;
   expect(hotloop_activation(2, 0, &value, &value, 1), HOTLOOP_BAD_ARGUMENT, "activation: function");
   expect(hotloop_activation(-1, 0, &value, &value, 1), HOTLOOP_BAD_ARGUMENT, "activation: function");
@@ -676,7 +1050,9 @@ int main(int argc, char** argv) {
   check(hotloop_isa() == nullptr, "HOTLOOP_ISA=sse9", "there is no such instruction set");
   const Problem some{HOTLOOP_GRU, 2, 2, 2, 2};
   const CallOf<float> call(some, random_inputs<float>(some), kInference);
-  check(hotloop_forward_workspace(&call.args.forward, 1, 1) == -1, "HOTLOOP_ISA=sse9", "nothing can be said");
+  hotloop_plan plan{};
+  expect(hotloop_make_plan(&plan, &call.spec, HOTLOOP_INFERENCE, 1, 1, 1, 1), HOTLOOP_UNKNOWN_ISA, "HOTLOOP_ISA=sse9");
+  check(hotloop_packed_bytes(&call.spec) == -1, "HOTLOOP_ISA=sse9", "nothing can be said");
   expect(hotloop_activation(0, 0, nullptr, nullptr, 0), HOTLOOP_UNKNOWN_ISA, "HOTLOOP_ISA=sse9");
   setenv("HOTLOOP_ISA", "", 1);
 
@@ -705,6 +1081,8 @@ int main(int argc, char** argv) {
       }
       if (i == 0) check_long(cell);  // rounds are cut the same way on all of them
       check_concurrent_calls(cell);
+      check_shared(cell);
+      check_executors(cell);
       Refusals(cell).check_all();
     }
     check_activations<float>();
