@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotloop import _backend
+from hotloop._backends import choice as _backend
 from hotloop.bench.check import TOLERANCE, checked_grad_output, make_inputs, reference, relative_errors
 from hotloop.bench.peers import BACKENDS, CANDIDATES, OURS, missing_modules
 from hotloop.bench.problems import HEADLINE, QUICK, Mode, Problem

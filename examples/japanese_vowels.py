@@ -53,7 +53,7 @@ from typing import Any
 import numpy as np
 
 import hotloop
-from hotloop import _backend  # to run two backends in one process; other programs need not know of it
+from hotloop._backends import choice as _backend  # to run two backends in one process; other programs need not
 
 try:
     import torch

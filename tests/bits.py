@@ -152,14 +152,14 @@ def digest(problem: Problem) -> str:
 
 def found(isa: str) -> dict[str, str]:
     """On an instruction set, which is switched to."""
-    from hotloop import _native
+    from hotloop._backends import native as _native
 
     _native.use_isa(isa)
     return {str(problem): digest(problem) for problem in PROBLEMS}
 
 
 if __name__ == "__main__":
-    from hotloop import _native
+    from hotloop._backends import native as _native
 
     record = json.loads(RECORD.read_text()) if RECORD.exists() and "--write" not in sys.argv else {}
     different = 0

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import hotloop
-import hotloop._backend
-from hotloop import _contract, _numpy
+import hotloop._backends.choice
+from hotloop._backends import numpy as _numpy
+from hotloop._core import arrays, checks, stack, types
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 DTYPES = ("float32", "float64")
@@ -74,7 +75,7 @@ class Case:
 
     @property
     def constants(self):
-        return _contract.CELLS[self.cell]
+        return types.CELLS[self.cell]
 
     @property
     def rows(self):
@@ -180,30 +181,51 @@ def train(case, data=None, **options):
     return results
 
 
-def forward_args(case, data=None, *, training=True, backend=None):
-    """What a backend's forward is given, through the contract; on weights that `backend` packed, where it is given."""
-    data = case.data() if data is None else data
-    weights = _contract.check_weights(case.constants, *(data.get(name) for name in PARAMETERS))
-    args, _, _ = _contract.check_forward(
-        weights,
-        data["x"],
-        data.get("h0"),
-        data.get("c0"),
-        batch_first=False,
-        reverse=case.reverse,
-        lengths=None,
-        resets=None,
-        training=training,
-        packed=None if backend is None else backend.pack(weights),
+def make_forward(
+    weights, x, h0=None, c0=None, *, reverse=False, lengths=None, offsets=None, resets=None, reset_state="zeros",
+    training=True, packed=None,
+):  # fmt: skip
+    """A backend's arguments for one recurrence on a time-major x, checked as every call's are."""
+    x, layout = checks.check_sequence(
+        x, weights.input_size, weights.dtype, batch_first=False, flat=offsets is not None
+    )  # fmt: skip
+    ragged = None if lengths is offsets is None else checks.check_ragged(x, layout, lengths, offsets)
+    flat = layout.flat and ragged is not None
+    state = len(ragged.lengths) if flat else x.shape[1], weights.hidden_size
+    marks = checks.check_resets(x, layout, resets, reset_state, copy=training)
+    h0, c0 = (
+        checks.check_state(name, value, "(batch_size, hidden_size)", state, weights.dtype, layout.unbatched)
+        for name, value in (("h0", h0), ("c0", c0))
     )
-    return args
+    empty = arrays.np.empty
+    output, h_n = empty((*x.shape[:2], weights.hidden_size), weights.dtype), empty(state, weights.dtype)
+    c_n = empty(state, weights.dtype) if weights.cell.has_c else None
+    return stack.make_forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, training, ragged, marks)
+
+
+def make_backward(args, grad_output=None, grad_h_n=None, grad_c_n=None, grad_c=None):
+    """A backend's arguments for all gradients of a finished forward."""
+    empty = arrays.np.empty
+    grad_c0 = empty(args.h_n.shape, args.h_n.dtype) if args.cell.has_c else None
+    return stack.make_backward(
+        args, grad_output, grad_h_n, grad_c_n, empty(args.x.shape, args.x.dtype),
+        empty(args.h_n.shape, args.h_n.dtype), grad_c0, PARAMETERS, grad_c,
+    )  # fmt: skip
+
+
+def forward_args(case, data=None, *, training=True, backend=None):
+    """What a backend's forward is given; on weights that `backend` packed, where it is given."""
+    data = case.data() if data is None else data
+    weights = checks.check_weights(case.constants, *(data.get(name) for name in PARAMETERS))
+    packed = None if backend is None else backend.pack(weights)
+    return make_forward(
+        weights, data["x"], data.get("h0"), data.get("c0"), reverse=case.reverse, training=training, packed=packed
+    )  # fmt: skip
 
 
 def backward_args(args, data):
-    """What a backend's backward is given for a finished forward, through the contract."""
-    layout = _contract.Layout(batch_first=False, unbatched=False)
-    back, _ = _contract.check_backward(args, layout, *(data.get(name) for name in UPSTREAM), None)
-    return back
+    """What a backend's backward is given for a finished forward."""
+    return make_backward(args, *(data.get(name) for name in UPSTREAM))
 
 
 def run(case, forward_backend, backward_backend=None, data=None):

@@ -14,18 +14,18 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # the fallback's warning has a test of its own
-    import hotloop._backend
-    import hotloop._contract
+    import hotloop._backends.choice
+    from hotloop._core import arrays, call, stack
 
 try:
-    import hotloop._native as native
+    import hotloop._backends.native as native
 except ImportError:
     if os.environ.get("HOTLOOP_REQUIRE_NATIVE"):
         raise
     native = None
 
 try:
-    import hotloop._numba as numba
+    import hotloop._backends.numba as numba
 except ImportError:
     numba = None
 
@@ -89,7 +89,7 @@ def numpy_backend():
 
 
 def _switched(variant):
-    restore = hotloop._backend.use(variant.backend)
+    restore = hotloop._backends.choice.use(variant.backend)
     before = None if variant.isa is None else native.description()
     try:
         if variant.isa is not None:
@@ -145,10 +145,11 @@ class PoisonedNumpy:
 def poisoned(monkeypatch):
     """Results hold NaN before a backend fills them, and what lies around them stays as it is."""
     numpy = PoisonedNumpy()
-    for module in filter(None, (hotloop._contract, native, numba)):  # the results; the workspaces
+    for module in filter(None, (call, arrays, stack, native, numba)):  # the results; the workspaces
         monkeypatch.setattr(module, "np", numpy)
-    monkeypatch.setattr(hotloop._contract, "_memory", numpy)
-    for module in filter(None, (sys.modules.get(f"hotloop.torch.{name}") for name in ("_bridge", "_single"))):
+    for module in (call, arrays, stack):
+        monkeypatch.setattr(module, "memory", numpy)
+    for module in filter(None, (sys.modules.get(f"hotloop.torch.{name}") for name in ("_bridge", "_prepared"))):
         monkeypatch.setattr(module, "np", numpy)
         monkeypatch.setattr(module, "_memory", numpy)
     yield numpy

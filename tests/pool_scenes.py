@@ -24,8 +24,8 @@ import time
 import numpy as np
 from cases import Case, assert_same_bits, backward_args, forward_args, infer, train
 
-import hotloop._backend
-from hotloop import _native
+from hotloop._backends import native as _native
+from hotloop._core import settings
 
 # Each above the 48 us from which on a call is split. Single rows and few, where threads can share only the units of a
 # step; more rows; another cell and type.
@@ -217,7 +217,7 @@ LONG = Case("lstm", "float32", 8000, 1, 2, 1024, upstream=("grad_h_n",))
 def long_call(function, threads):
     """A call of the native backend that takes seconds, forward or backward, and what it would write last."""
     args = forward_args(LONG, LONG_DATA, training=function == "backward")
-    backend = hotloop._backend.active()
+    backend = settings.active()
     if function == "forward":
         args.output[...] = np.nan
         return lambda: backend.forward((args,), threads), args.output[-1]
@@ -263,9 +263,8 @@ def ctrl_c(runs, function, threads):
 class Counting:
     """The native library; counts the calls of its functions that compute for long."""
 
-    def __init__(self, **replaced):
+    def __init__(self):
         self.slices, self.library = 0, _native.lib
-        self.__dict__.update(replaced)
 
     def __getattr__(self, name):
         function = getattr(self.library, name)
@@ -285,9 +284,7 @@ def heartbeat(runs, function, threads):
     Prints the longest pause it made in each.
     """
     LONG_DATA.update(LONG.data())
-    counting = Counting()
-    _native._FORWARD_CALLS = (*_native._FORWARD_CALLS[:2], counting.hotloop_forward)
-    _native._BACKWARD_CALLS = (*_native._BACKWARD_CALLS[:2], counting.hotloop_backward)
+    counting = _native.lib = Counting()
     gaps = []
     for _ in range(runs):
         call, last = long_call(function, int(threads))
@@ -319,9 +316,7 @@ def heartbeat(runs, function, threads):
 
 def loaded(runs):
     """Calls finish while every processor has two other processes to run."""
-    busy = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * hotloop._backend.processors())
-    ]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * settings.processors())]
     try:
         for run in range(runs):
             compute(2, some(run))
@@ -335,7 +330,7 @@ def loaded(runs):
 
 def more_threads_than_processors(runs):
     """A call takes no more than the process may run on; here it is told that those are many."""
-    _native.lib = Counting(hotloop_processors=lambda: MANY)
+    _native.lib.hotloop_use_processors(MANY)
     for run in range(runs):
         compute((3, 4, 8, MANY)[run % 4], some(run + run // 20))
     if os.path.isdir("/proc/self/task"):
@@ -354,12 +349,12 @@ def shrinking_affinity(runs):
                     os.sched_setaffinity(int(thread), processors)
             time.sleep(2e-3)
 
-    _native.lib = Counting(hotloop_processors=lambda: max(2, len(everywhere)))  # those there were when a call began
+    _native.lib.hotloop_use_processors(max(2, len(everywhere)))  # those there were when a call began
     for run in range(runs):
         with meanwhile(move):
             compute(2, some(run))
             compute(4, some(run))
-    _native.lib = _native.lib.library
+    _native.lib.hotloop_use_processors(0)
     os.sched_setaffinity(0, one)  # and for good
     compute(2)
 
@@ -383,12 +378,40 @@ SCENES = {
 }  # fmt: skip
 
 
+class OnTorchsThreads:
+    """The native backend, with torch's threads as the executor of every call."""
+
+    def __init__(self, executor):
+        self._executor = executor
+
+    def __getattr__(self, name):
+        return getattr(_native, name)
+
+    def forward(self, recurrences, threads, executor=None):
+        _native.forward(recurrences, threads, self._executor())
+
+    def backward(self, recurrences, threads, executor=None):
+        _native.backward(recurrences, threads, self._executor())
+
+    def prepare(self, *args, executor=None, **options):
+        return _native.prepare(*args, executor=self._executor(), **options)
+
+    def prepare_backward(self, *args, executor=None, **options):
+        return _native.prepare_backward(*args, executor=self._executor(), **options)
+
+
 def on_torchs_threads():
     """From here on; they are awake, as after any operation of torch."""
     import torch
 
+    import hotloop.torch
+    from hotloop.torch import _threads
+
     regions, keep = [], []
-    borrow, kind = _native.borrow_threads, ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_uint] * 2)
+    openmp_executor, kind = (
+        _native.openmp_executor,
+        ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_uint] * 2),
+    )
 
     def counted(run, most):
         def region(task, data, threads, flags):
@@ -396,13 +419,14 @@ def on_torchs_threads():
             keep[0](task, data, threads, flags)
 
         keep[:] = kind(run), kind(region)
-        borrow(ctypes.cast(keep[1], ctypes.c_void_p).value, most)
+        return openmp_executor(ctypes.cast(keep[1], ctypes.c_void_p).value, most)
 
-    _native.borrow_threads = counted
-    import hotloop.torch
-
+    _native.openmp_executor = counted
     torch.set_num_threads(2)
     torch.ones(1 << 20).add_(1)
+    compute()
+    assert not regions, "a call of NumPy arrays ran on torch's threads"
+    settings.use_backend(OnTorchsThreads(_threads.executor))
     compute()
     borrowed = len(regions)
     assert borrowed, "no call ran on torch's threads"
@@ -411,16 +435,17 @@ def on_torchs_threads():
     compute()  # torch has too few: one of our own
     assert len(regions) == borrowed
     assert len(os.listdir("/proc/self/task")) >= 3, "no thread of hotloop's own"
-    _native.borrow_threads = borrow
-    hotloop.torch.share_threads()
+    _native.openmp_executor = openmp_executor
+    _threads._executors.clear()
     torch.set_num_threads(2)
     hotloop.torch.share_threads(False)
     compute()
+    assert len(regions) == borrowed
     hotloop.torch.share_threads()
+    compute()
     child = os.fork()
     if child == 0:
-        hotloop.torch.share_threads()  # it cannot have them
-        compute()
+        compute()  # it cannot have them
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 

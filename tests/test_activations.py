@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hotloop import _numpy
+from hotloop._backends import numpy as _numpy
 
 FUNCTIONS = ("tanh", "sigmoid")
 REFERENCE = {"tanh": np.tanh, "sigmoid": _numpy.sigmoid}

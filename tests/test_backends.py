@@ -33,8 +33,9 @@ from cases import (
 )
 
 import hotloop
-import hotloop._backend
-from hotloop import _contract, _numpy
+import hotloop._backends.choice
+from hotloop._backends import numpy as _numpy
+from hotloop._core import arrays
 
 SMALL_WORK = 128 * 33 * 40 * 40  # steps x rows x units squared; more than that is for the long form
 
@@ -100,7 +101,7 @@ def test_specification(case, variant):
 def test_saved_arrays(case, variant):
     """Gates and c are in natural order and right, not just good enough for the same backend's backward."""
     args = forward_args(case)
-    hotloop._backend.active().forward((args,), 1)
+    hotloop._core.settings.active().forward((args,), 1)
     want = {name: array for name, array in reference(case).items() if name in ("gates", "c")}
     assert_close({"gates": args.gates, "c": args.c}, want, case.dtype, "forward")
 
@@ -111,7 +112,7 @@ def test_saved_arrays(case, variant):
 @pytest.mark.parametrize(("seq_len", "batch_size", "hidden_size"), [(3, 2, 5), (17, 7, 33), (9, 16, 64)])
 def test_backward_on_what_another_backend_saved(cell, dtype, seq_len, batch_size, hidden_size, numpy_first, variant):
     case = Case(cell, dtype, seq_len, batch_size, 11, hidden_size, reverse=seq_len == 17)
-    backends = [hotloop._backend.active(), _numpy]
+    backends = [hotloop._core.settings.active(), _numpy]
     assert_matches_reference(case, run(case, *(backends[::-1] if numpy_first else backends)))
 
 
@@ -296,14 +297,15 @@ def test_results_are_poisoned(monkeypatch, poisoned):
 
     class Idle:
         NAME = "idle"
-        forward = backward = staticmethod(lambda recurrences, threads: None)
+        forward = backward = staticmethod(lambda recurrences, threads, executor: None)
+        prepare = prepare_backward = staticmethod(lambda *_, **__: None)
 
-    monkeypatch.setattr(hotloop._backend, "_active", Idle)
+    monkeypatch.setattr(hotloop._core.settings, "current", hotloop._core.settings.Settings(Idle, 1))
     for layout in LAYOUTS:
         results = train(Case("lstm", layout=layout))
         for name, array in results.items():
             assert np.isnan(array).all(), name
-    spill = _contract.np.empty((3,), np.float32)
+    spill = arrays.np.empty((3,), np.float32)
     spill.base[spill.base.size // 2 + 16] = 0
     with pytest.raises(AssertionError, match="past the end"):
         poisoned.check()
@@ -336,3 +338,30 @@ def test_rows_a_byte_further_apart(cell, axis, variant):
         moved[name] = np.ndarray(data[name].shape, data[name].dtype, raw, strides=strides)
         moved[name][...] = data[name]
     assert_equal_numbers(train(case, moved), train(case, data))
+
+
+def test_plans_of_one_instruction_set(best_isa):
+    """A call like the one before, on another instruction set, is planned anew."""
+    native = pytest.importorskip("hotloop._backends.native")
+    case = Case("lstm", "float32", 3, 2, 4, 5)
+    try:
+        for name in (*native.isas(), best_isa):
+            native.use_isa(name)
+            assert_matches_reference(case, train(case))
+    finally:
+        native.use_isa(best_isa)
+
+
+def test_a_plan_is_for_the_processors_there_are(best_isa):
+    """A long call's, which was made when there were fewer, or more."""
+    native = pytest.importorskip("hotloop._backends.native")
+    weights = forward_args(Case("gru", "float32", hidden_size=150)).weights
+    try:
+        for processors in (1, 2, 4, 2, 1):
+            native.lib.hotloop_use_processors(processors)
+            plan = native._plan(weights, native.lib.HOTLOOP_INFERENCE, 1, 400, 20, 3)
+            assert plan.threads >= min(3, processors)
+            assert plan.workspace_bytes > 0
+    finally:
+        native.lib.hotloop_use_processors(0)
+        native._last_plans.clear()

@@ -22,6 +22,7 @@ from rich.console import Console
 
 import hotloop
 from hotloop import cli
+from hotloop._core import call
 from hotloop.bench import attention, check, memory, peers, problems, processes, results, roof, rounds, run, stats
 from hotloop.bench.peers import CANDIDATES, OURS, PEERS, missing_modules
 from hotloop.bench.problems import GROUPS, Problem
@@ -431,17 +432,18 @@ def test_what_is_computed_is_what_training_keeps(cell):
     problem = replace(SMALL, cell=cell, num_layers=2, bidirectional=True)
     inputs = check.make_inputs(problem)
     layer = check.make_layer(problem, inputs)
-    (output, _), stack = layer._run(
-        inputs.x, None, None, None, None, "zeros", False, 1, out=None, training=True, seed=None
-    )
+    none = [None] * 3
+    output, *_, saved = call.run(
+        layer._stack, inputs.x, None, None, False, *none, "zeros", False, 1, None, True, None, ()
+    )  # fmt: skip
     kept = {"gates": 0, "c": 0}
-    for recurrences in stack.recurrences:
+    for recurrences in saved.recurrences:
         for recurrence in recurrences:
             for name in kept:
                 array = getattr(recurrence, name)
                 kept[name] += 0 if array is None else array.nbytes
     kept["output"] = output.nbytes
-    kept["between layers"] = sum(upper[0].x.nbytes for upper in stack.recurrences[1:])
+    kept["between layers"] = sum(upper[0].x.nbytes for upper in saved.recurrences[1:])
     found = memory.grows(problem)
     assert tuple(found) == memory.NAMES
     assert {name: found[name] for name in memory.KEPT} == kept

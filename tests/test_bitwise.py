@@ -31,7 +31,7 @@ from cases import (
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import hotloop._backend
+import hotloop._backends.choice
 
 # Small ones, whose last vector and last tile are ragged; one whose rows threads split, and two whose units they split,
 # of which the last takes several chunks.
@@ -267,7 +267,7 @@ def test_inference_training_packed_and_repeated(case, isa):
 
 def infer_packed(case, data, threads):
     """Inference on weights packed before."""
-    backend = hotloop._backend.active()
+    backend = hotloop._core.settings.active()
     args = forward_args(case, data, training=False, backend=backend)
     assert args.packed is not None
     backend.forward((args,), threads)
@@ -366,7 +366,10 @@ def check_memory(problem):
 def check_calls(problem):
     """Several recurrences in one call, forward and backward, and on packed weights: the bits of separate calls."""
     kinds, threads = problem
-    backend = hotloop._backend.active()
+    first = kinds[0]  # a call is of one cell, dtype and size
+    like = {name: getattr(first, name) for name in ("cell", "dtype", "input_size", "hidden_size")}
+    kinds = [replace(case, **like) for case in kinds]
+    backend = hotloop._core.settings.active()
     data = [case.data() for case in kinds]
     separate = [train(case, one, threads=1) for case, one in zip(kinds, data, strict=True)]
     args = [forward_args(case, one) for case, one in zip(kinds, data, strict=True)]

@@ -13,7 +13,9 @@ from importlib import metadata
 import pytest
 
 import hotloop
-from hotloop import _backend, _environment, _processors
+from hotloop._core import environment as _environment
+from hotloop._core import processors as _processors
+from hotloop._core import settings
 from hotloop.bench import files, markdown
 
 LINUX = sys.platform.startswith("linux")
@@ -309,7 +311,7 @@ def test_usable_processors(monkeypatch, quota, affinity, want):
     monkeypatch.setattr(_processors, "quota", lambda: quota)
     monkeypatch.setattr(_processors, "affinity", lambda: affinity)
     assert _processors.usable() == want
-    assert _backend.processors() == want
+    assert settings.processors() == want
 
 
 @pytest.mark.parametrize(
@@ -319,8 +321,8 @@ def test_usable_processors(monkeypatch, quota, affinity, want):
 )  # fmt: skip
 def test_variables_for_the_number_of_threads(monkeypatch, ours, openmp, want):
     """Ours goes before OpenMP's, and that before all processors."""
-    monkeypatch.setattr(_backend, "processors", lambda: 4)
-    monkeypatch.setattr(_backend, "_threads", None)
+    monkeypatch.setattr(settings, "processors", lambda: 4)
+    monkeypatch.setattr(settings, "current", settings.current._replace(threads=None))
     monkeypatch.setenv("HOTLOOP_NUM_THREADS", ours)
     monkeypatch.setenv("OMP_NUM_THREADS", openmp)
     assert hotloop.get_num_threads() == want

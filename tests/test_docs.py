@@ -22,7 +22,8 @@ BLOCK = re.compile(
 
 def docstring_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    modules = [importlib.import_module(f"hotloop.{name}") for name in ("functional", "_backend", "_contract", "layers")]
+    names = "functional", "_backends.choice", "_core.settings", "_core.types", "layers"
+    modules = [importlib.import_module(f"hotloop.{name}") for name in names]
     for test in itertools.chain(*map(finder.find, modules)):
         if test.examples:
             yield pytest.param(test, id=test.name)

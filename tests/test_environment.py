@@ -13,13 +13,13 @@ from cases import CELLS, Case, assert_same_bits, train
 from conftest import WITHOUT_NUMBA, numba
 
 import hotloop
-import hotloop._backend
+import hotloop._backends.choice
 
 # Runs calls of every cell, large enough to be split, on the instruction set and number of threads that argv names.
 CALLS = """
 import sys, numpy as np
 sys.path.insert(0, sys.argv[1])
-from cases import CELLS, Case, infer, train
+from cases import CELLS, Case, forward_args, infer, train
 import hotloop
 
 def calls():
@@ -213,7 +213,7 @@ def test_a_broken_native_module_is_no_reason_to_fall_back_in_silence(run_python,
 
 def test_a_forked_child_starts_threads_of_its_own(run_python, best_isa, tests_folder):
     """The parent's threads are not in the child, and must not be taken for its own."""
-    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+    if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
     code = CALLS + """
 import os
@@ -265,7 +265,7 @@ assert not signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1]) - {signa
 
 def test_the_pool_goes_on_working(run_python, best_isa, tests_folder):
     """Its thread takes part in later calls too, and not in the first alone."""
-    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+    if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
     code = CALLS + """
 import os, time
@@ -296,13 +296,14 @@ else:
 
 def test_processors_are_those_of_the_process(run_python, best_isa, tests_folder):
     """One that may run on one processor counts one, and starts no thread however many a call is given."""
-    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+    if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
     code = CALLS + """
 import os
-from hotloop import _backend, _native
+from hotloop._backends import native as _native
+from hotloop._core import settings
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-assert _backend.processors() == _native.lib.hotloop_processors() == 1
+assert settings.processors() == _native.lib.hotloop_processors() == 1
 case = Case("lstm", "float32", 60, 16, 40, 64)
 before = len(os.listdir("/proc/self/task"))
 infer(case, threads=2)
@@ -313,11 +314,11 @@ assert len(os.listdir("/proc/self/task")) == before
 
 def test_a_worker_stays_where_the_user_put_the_process(run_python, best_isa, tests_folder):
     """`taskset -ap` with the very mask that a worker gave itself when it left its caller's processor."""
-    if sys.platform != "linux" or hotloop._backend.processors() < 2:
+    if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
     code = CALLS + """
 import os
-from hotloop import _native
+from hotloop._backends import native as _native
 
 class Two:  # of two processors a process with one starts no thread, and there are no more here
     def __init__(self, lib):
@@ -381,13 +382,13 @@ for call in (lambda: layer(x), lambda: layer(x, threads=1), lambda: vjp(upstream
     run_python(code, tests_folder, timeout=60)
 
 
-def test_borrowed_threads_that_come_late_are_left_alone_for_a_while(run_python, best_isa, tests_folder):
+def test_threads_of_an_executor_that_come_late_are_left_alone_for_a_while(run_python, best_isa, tests_folder):
     """A region that waits for a thread the system has put aside."""
-    if hotloop.info().backend != "native" or hotloop._backend.processors() < 2:
-        pytest.skip("the native module borrows threads, where there are two processors")
+    if hotloop.info().backend != "native" or hotloop._core.settings.processors() < 2:
+        pytest.skip("the native module takes an executor, where there are two processors")
     code = CALLS + """
 import ctypes, time
-from hotloop import _native
+from hotloop._backends import native as _native
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 regions, late = [], [0.0]
 
@@ -399,13 +400,16 @@ def region(task, data, threads, flags):
 
 most = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 2)
 address = lambda function: ctypes.cast(function, ctypes.c_void_p).value
-case = Case("lstm", "float32", 4000, 16, 40, 64)  # several regions
-want = infer(case, threads=1)["output"].tobytes()
-_native.borrow_threads(address(region), address(most))
+args = forward_args(Case("lstm", "float32", 4000, 16, 40, 64), training=False)  # several regions
+_native.forward((args,), 1)
+want = args.output.tobytes()
+executor = _native.openmp_executor(address(region), address(most))
 
 def used():
     regions.clear()
-    assert infer(case, threads=2)["output"].tobytes() == want
+    args.output[...] = 0
+    _native.forward((args,), 2, executor)
+    assert args.output.tobytes() == want
     return len(regions)
 
 def until_used():  # a busy machine may have put threads aside by itself, for a second at most
@@ -421,7 +425,11 @@ assert until_used() == 1  # the first was late: the others are the pool's
 late[0], since = 0.0, time.monotonic()
 assert used() == 0 or time.monotonic() - since > 0.9  # 20 times what it waited, of which 50 ms count at most
 until_used()
-_native.borrow_threads(0, 0)
+regions.clear()
+_native.forward((args,), 2)  # without an executor on hotloop's own threads
+infer(Case("lstm", "float32", 4000, 16, 40, 64), threads=2)
+assert not regions
+assert _native.openmp_executor(0, 0) is None
 """  # fmt: skip
     run_python(code, tests_folder, timeout=60)
 
@@ -433,8 +441,8 @@ import signal, sys, threading, numpy as np
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 sys.path.insert(0, sys.argv[1])
 from cases import Case, backward_args, forward_args, run, reference, assert_matches_reference, train
-import hotloop._backend
-backend = hotloop._backend.active()
+import hotloop._backends.choice
+backend = hotloop._core.settings.active()
 assert backend.NAME == sys.argv[4]
 train(Case("lstm", "float32"))  # numba compiles it
 case = Case("lstm", "float32", 4000, 32, 256, 256, upstream=("grad_h_n",))
@@ -498,3 +506,35 @@ def environment(backend):
 
     env = {name: value for name, value in os.environ.items() if not name.startswith("HOTLOOP_")}
     return env | {"HOTLOOP_BACKEND": backend}
+
+
+def test_a_subinterpreter_is_told_so(run_python, best_isa):
+    """The native module refuses it in a line; what runs instead, if NumPy can be imported there, is another backend."""
+    if hotloop.info().backend != "native":
+        pytest.skip("the native module refuses")
+    code = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+inner = '''
+import warnings
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import hotloop
+    print(hotloop.info().backend, hotloop.info().not_in_use["native"])
+except ImportError as error:
+    print("refused", error)
+'''
+make = interpreters.create
+try:
+    interpreter = make("legacy")
+except TypeError:
+    interpreter = make(isolated=False)
+interpreters.run_string(interpreter, inner)
+"""
+    done = run_python(code, HOTLOOP_BACKEND="")
+    text = done.stdout
+    assert "refused" in text or "main interpreter, not in a subinterpreter" in text

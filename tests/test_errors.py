@@ -10,12 +10,23 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cases import CELLS, DTYPES, PARAMETERS, Case, arguments, assert_same_bits, functions, raises, start_training
+from cases import (
+    CELLS,
+    DTYPES,
+    PARAMETERS,
+    Case,
+    arguments,
+    assert_same_bits,
+    functions,
+    make_forward,
+    raises,
+    start_training,
+)
 from numpy.lib.stride_tricks import as_strided
 
 import hotloop
-import hotloop._backend
-from hotloop import _contract
+import hotloop._backends.choice
+from hotloop._core import arrays, checks
 
 CASE = Case("lstm", "float32", seq_len=5, batch_size=3, input_size=4, hidden_size=6)
 MOST = 2**55  # bytes of an array
@@ -47,9 +58,9 @@ def call(case, change, **options):
     raise errors[0]
 
 
-@pytest.fixture
-def no_backend(monkeypatch):
-    """What is wrong is found before a backend is called."""
+@pytest.fixture(params=["general", "prepared"])
+def no_backend(request, monkeypatch):
+    """What is wrong is found before a backend is called, whether it prepares calls or not."""
 
     class Untouchable:
         NAME = "untouchable"
@@ -58,9 +69,16 @@ def no_backend(monkeypatch):
         def forward(*args):
             raise AssertionError("a backend was called")
 
-        backward = pack = forward
+        backward = forward
+        pack = staticmethod(lambda weights: None)
 
-    monkeypatch.setattr(hotloop._backend, "_active", Untouchable)
+        @staticmethod
+        def prepare(*_, **__):
+            return Untouchable.forward if request.param == "prepared" else None
+
+        prepare_backward = prepare
+
+    monkeypatch.setattr(hotloop._core.settings, "current", hotloop._core.settings.Settings(Untouchable, 1))
 
 
 class Unwilling:
@@ -411,15 +429,17 @@ def test_out_in_the_memory_of_an_argument_that_is_copied(name, columns_first):
 
 
 @pytest.mark.usefixtures("no_backend")
-def test_out_that_may_share_memory(poisoned):
+def test_out_that_may_share_memory(poisoned, monkeypatch):
     """Where NumPy gives up finding out, it is refused."""
 
     def too_hard(*args, **keywords):
         raise RuntimeError("Exceeded max_work")
 
     poisoned.shares_memory = too_hard
+    monkeypatch.setattr(checks, "np", poisoned)
     with raises(ValueError, "out: expected memory of its own, got memory it shares with x"):
-        hotloop.lstm(ones(5, 3, 4), ones(24, 4), ones(24, 6), out=ones(5, 3, 6))
+        memory = ones(5, 3, 10)  # which the two share without an element in common
+        hotloop.lstm(memory[..., :4], ones(24, 4), ones(24, 6), out=memory[..., 4:])
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -591,13 +611,10 @@ def test_tensors_are_taken_without_a_copy(dtype, variant):
     case = Case("lstm", dtype)
     data = case.data()
     tensors = {name: torch.tensor(array) for name, array in data.items()}
-    weights = _contract.check_weights(case.constants, *(tensors[name] for name in PARAMETERS))
+    weights = checks.check_weights(case.constants, *(tensors[name] for name in PARAMETERS))
     for name in PARAMETERS:
         assert getattr(weights, name).ctypes.data == tensors[name].data_ptr(), name
-    args, _, _ = _contract.check_forward(
-        weights, tensors["x"], tensors["h0"], tensors["c0"], batch_first=False, reverse=False, lengths=None,
-        resets=None, training=False,
-    )  # fmt: skip
+    args = make_forward(weights, tensors["x"], tensors["h0"], tensors["c0"], training=False)
     for name in ("x", "h0", "c0"):
         assert getattr(args, name).ctypes.data == tensors[name].data_ptr(), name
     inputs = [n for n in tensors if not n.startswith("grad_")]
@@ -607,16 +624,14 @@ def test_tensors_are_taken_without_a_copy(dtype, variant):
     assert np.array_equal(output, want)
     with torch.no_grad():  # a parameter's detached view shares its memory too
         parameter = torch.nn.Parameter(tensors["weight_ih"])
-    assert _contract.as_array("weight_ih", parameter.detach()).ctypes.data == parameter.data_ptr()
+    assert arrays.as_array("weight_ih", parameter.detach()).ctypes.data == parameter.data_ptr()
 
 
 def test_time_and_batch_strides_are_taken_without_a_copy():
-    weights = _contract.check_weights(CASE.constants, *(CASE.data()[name] for name in PARAMETERS))
+    weights = checks.check_weights(CASE.constants, *(CASE.data()[name] for name in PARAMETERS))
     x = ones(3, 10, 4)[:, ::-2]
-    args, _, _ = _contract.check_forward(
-        weights, x, None, None, batch_first=True, reverse=False, lengths=None, resets=None, training=True
-    )
-    assert np.shares_memory(args.x, x)
+    taken, _ = checks.check_sequence(x, weights.input_size, weights.dtype, batch_first=True, flat=False)
+    assert np.shares_memory(taken, x)
 
 
 def test_sequences_and_array_interfaces_are_taken(variant):
@@ -641,7 +656,7 @@ def test_unknown_backend(run_python):
     for value in ("cuda", "Native", " native"):
         done = run_python("import hotloop", check=False, HOTLOOP_BACKEND=value)
         assert done.returncode == 1
-        expected = ", ".join(hotloop._backend.ORDER)
+        expected = ", ".join(hotloop._backends.choice.ORDER)
         assert last_line(done) == f"ValueError: HOTLOOP_BACKEND: expected one of {expected}, got {value!r}"
 
 
@@ -666,7 +681,7 @@ def test_unknown_isa(run_python, best_isa):
 
 
 def test_isa_that_is_unknown_to_the_switch(best_isa):
-    from hotloop import _native
+    from hotloop._backends import native as _native
 
     with raises(ValueError, f"isa: expected one of {', '.join(_native.isas())}, got 'sse9'"):
         _native.use_isa("sse9")
@@ -684,7 +699,7 @@ def test_bad_number_of_threads(run_python, value):
 def test_number_of_threads(run_python):
     code = "import hotloop; print(hotloop.get_num_threads(), hotloop.info().threads)"
     assert run_python(code, HOTLOOP_NUM_THREADS="3", HOTLOOP_BACKEND="numpy").stdout.split() == ["3", "3"]
-    everything = str(hotloop._backend.processors())
+    everything = str(hotloop._core.settings.processors())
     for value in ({}, {"HOTLOOP_NUM_THREADS": ""}):
         assert run_python(code, HOTLOOP_BACKEND="numpy", **value).stdout.split() == [everything] * 2
 
@@ -700,7 +715,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("variable", "value", "rule"),
     [
-        ("HOTLOOP_BACKEND", "cuda", f"expected one of {', '.join(hotloop._backend.ORDER)}"),
+        ("HOTLOOP_BACKEND", "cuda", f"expected one of {', '.join(hotloop._backends.choice.ORDER)}"),
         ("HOTLOOP_ISA", "sse9", "expected one of {isas}"),
         ("HOTLOOP_NUM_THREADS", "none", "expected an integer >= 1"),
         ("HOTLOOP_RECYCLE_MIB", "-1", "expected an integer >= 0"),

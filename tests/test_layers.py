@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -31,8 +32,8 @@ from cases import (
 from conftest import ISAS
 
 import hotloop
-import hotloop._backend
-from hotloop import _dropout
+import hotloop._backends.choice
+from hotloop._core import dropout as _dropout
 
 
 def make(cell, *sizes, **options):
@@ -200,7 +201,7 @@ def test_another_backend(best_isa, rng):
     x = rng.standard_normal((4, 2, 5), np.float32)
     want = layer(x)[0]
     for name in ("numpy", "numba"):
-        restore = hotloop._backend.use(name)
+        restore = hotloop._backends.choice.use(name)
         try:
             assert distance(layer(x)[0], want.astype(np.float64)) <= 1e-6
         finally:
@@ -211,14 +212,14 @@ def test_another_backend(best_isa, rng):
 def test_directions_run_in_one_native_call(best_isa, monkeypatch, rng):
     layer = make("gru", 5, 6, 3, bidirectional=True, rng=rng)
     x, state, upstream = problem(layer, "time_major", rng)
-    backend = hotloop._backend.active()
+    backend = hotloop._core.settings.active()
     calls = []
     for name in ("forward", "backward"):
         real = getattr(backend, name)
 
-        def spy(recurrences, threads, name=name, real=real):
+        def spy(recurrences, threads, executor, name=name, real=real):
             calls.append((name, len(recurrences)))
-            real(recurrences, threads)
+            real(recurrences, threads, executor)
 
         monkeypatch.setattr(backend, name, spy)
     _, vjp = layer.vjp(x, state)
@@ -511,73 +512,134 @@ def test_a_layer_in_several_threads_at_once(best_isa, rng):
     assert not failures
 
 
-def test_short_calls_at_once(best_isa, monkeypatch, rng):
-    """A call that begins in the middle of another has a workspace of its own, and both are used again."""
-    native = pytest.importorskip("hotloop._native")
-    layer, x = make("lstm", 5, 6, rng=rng), rng.standard_normal((3, 2, 5), np.float32)
-    want, used = layer(x)[0], []  # with threads= a call goes the long way
-    real, *others = native._FORWARD_CALLS
+@pytest.mark.parametrize(("hidden_size", "batch_size"), [(37, 1), (150, 40)])
+def test_steps_at_once(best_isa, rng, hidden_size, batch_size):
+    """Threads that step one layer share its plan and its packed weights, and nothing else: no workspace either."""
+    layer = make("lstm", 5, hidden_size, rng=rng)
+    inputs = [rng.standard_normal((1, batch_size, 5), np.float32) for _ in range(4)]
 
-    def run_short(targets, count, workspace, size):
-        used.append(workspace)
-        if len(used) % 3:  # three calls, one in another
-            assert np.array_equal(layer(x, threads=1)[0], want)
-        return real(targets, count, workspace, size)
+    def steps(x):
+        state = None
+        for _ in range(200):
+            output, state = layer(x, state)
+        return output
 
-    monkeypatch.setattr(native, "_FORWARD_CALLS", (run_short, *others))
-    for _ in range(2):
-        assert np.array_equal(layer(x, threads=1)[0], want)
-    first, second = used[:3], used[3:]
-    assert len({id(workspace) for workspace in first}) == 3
-    assert {id(workspace) for workspace in first} == {id(workspace) for workspace in second}
+    want = [steps(x) for x in inputs]
+    with ThreadPoolExecutor(len(inputs)) as executor:
+        for one, other in zip(executor.map(steps, inputs), want, strict=True):
+            assert np.array_equal(bits(one), bits(other))
+
+
+def the_general_way(layer, x, state=None, **options):
+    """What is not prepared: that resets would put the initial state in place of a state."""
+    return layer(x, state, reset_state="initial", **options)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_steps(cell, dtype, variant, monkeypatch, rng):
-    """What one step of a stream takes, the short way, gives the bits of the long way; what is not for it takes that."""
+def test_prepared_calls(cell, dtype, variant, rng):
+    """A call that is prepared has the bits of one that is not, whatever its arguments and options are."""
     layer = make(cell, 5, 37, dtype=dtype, rng=rng)
-    layer(np.ones((1, 1, 5), dtype))
-    packed_by, step = layer._prepared.step
-    assert packed_by is hotloop._backend.active()
-    taken = []
-
-    def counted(*args):
-        taken.append(step(*args))
-        return taken[-1]
-
-    if step is not None:
-        monkeypatch.setattr(layer._prepared, "step", (packed_by, counted))
-    for seq_len, batch_size in [(1, 1), (1, 3), (4, 1), (3, 2)]:
+    batch_first = copy.deepcopy(layer)
+    batch_first._batch_first = True
+    for seq_len, batch_size in [(1, 1), (1, 3), (4, 1), (3, 2), (200, 1), (1, 300), (3, 300), (1, 0)]:
         for given in (False, True):
             x, state, _ = problem(layer, "time_major", rng, batch_size, seq_len)
             state = state if given else None
-            output, end = layer(x, state)
-            want, want_end = layer(x, state, threads=1)
-            for one, other in zip((output, *states_of(end)), (want, *states_of(want_end)), strict=True):
-                assert np.array_equal(bits(one), bits(other))
-            assert not np.shares_memory(output, states_of(end)[0])
-    assert taken == ([] if step is None else [True] * 8)
-    if step is not None:
-        x, state, _ = problem(layer, "time_major", rng, 2, 3)
-        frozen = x.copy()
-        frozen.flags.writeable = False
-        swapped = x.astype(x.dtype.newbyteorder()) if x.dtype.byteorder == "=" else x
-        with pytest.raises(TypeError, match="x: expected"):
-            layer(swapped)
-        for other in (frozen, x[:, ::-1], np.asfortranarray(x), x[:, 0], x.tolist() if dtype == "float64" else frozen):
-            layer(other)
-        many = np.zeros((1, 2000, 5), dtype)
-        layer(many)
-        assert len(taken) == 8
-        long = np.zeros((200, 1, 5), dtype)
-        assert np.array_equal(bits(layer(long)[0]), bits(layer(long, threads=1)[0]))
-        layer.update(layer.state_dict())
-        layer(x)
-        assert layer._prepared.step[1] is not None
-        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-            other(x)
-            assert other._step(pickle.loads(pickle.dumps(x)), None) is not None
+            want, want_end = the_general_way(layer, x, state)
+
+            def check(output, end, want=want, want_end=want_end):
+                for one, other in zip((output, *states_of(end)), (want, *states_of(want_end)), strict=True):
+                    assert np.array_equal(bits(one), bits(other))
+                assert not np.shares_memory(output, states_of(end)[0])
+
+            check(*layer(x, state))
+            check(*layer(x, state))
+            check(*layer(x, state, threads=1))
+            resets = np.zeros((seq_len, batch_size), bool)
+            check(*layer(x, state, resets=resets))
+            if seq_len > 1:
+                resets[1] = True
+                for form, begin in (("zeros", None), ("initial", state)):
+                    output, end = layer(x, state, resets=resets, reset_state=form)
+                    rest, rest_end = layer(x[1:], begin)
+                    for one, other in zip((output[1:], *states_of(end)), (rest, *states_of(rest_end)), strict=True):
+                        assert np.array_equal(bits(one), bits(other))
+            out = np.empty_like(want)
+            output, end = layer(x, state, out=out)
+            assert output is out
+            check(output, end)
+            swapped, end = batch_first(np.ascontiguousarray(x.swapaxes(0, 1)), state)
+            check(swapped.swapaxes(0, 1), end)
+            frozen = x.copy()
+            frozen.flags.writeable = False
+            wide = np.zeros((*x.shape[:2], 10), dtype)
+            wide[..., ::2] = x
+            strided = np.empty((batch_size, 2 * seq_len, 5), dtype)[:, ::2].swapaxes(0, 1)
+            strided[...] = x
+            unaligned = np.frombuffer(b"-" + x.tobytes(), np.uint8)[1:].view(dtype).reshape(x.shape)
+            for other in (
+                frozen,
+                wide[..., ::2],
+                strided,
+                np.asfortranarray(x),
+                unaligned,
+                pickle.loads(pickle.dumps(x)),
+            ):
+                check(*layer(other, state))
+    plan = layer._stack.plans[False]
+    assert (plan.run is not None) == (variant.backend == "native")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_seed_of_zero_is_a_seed(seed, best_isa):
+    layer = hotloop.LSTM(3, 8, 2, dropout=0.5, rng=0)
+    x = np.ones((4, 2, 3), np.float32)
+    (dropped, _), _ = layer.vjp(x, seed=seed)
+    (again, _), _ = layer.vjp(x, seed=seed)
+    assert np.array_equal(dropped, again)
+    assert not np.array_equal(dropped, layer(x)[0])
+
+
+def test_a_prepared_call_of_other_settings(best_isa, rng):
+    """What a plan was made for has changed: threads, the backend, the parameters, the layer itself."""
+    layer, x = make("gru", 5, 6, rng=rng), rng.standard_normal((3, 2, 5), np.float32)
+    want = layer(x)[0]
+    plan = layer._stack.plans[False]
+    assert layer(x)[0] is not want
+    assert layer._stack.plans[False] is plan
+    before = hotloop.get_num_threads()
+    hotloop.set_num_threads(before + 1)
+    try:
+        assert np.array_equal(layer(x)[0], want)
+        assert layer._stack.plans[False] is not plan
+    finally:
+        hotloop.set_num_threads(before)
+    with pytest.raises(ValueError, match="threads: expected an integer >= 1, got 0"):
+        layer(x, threads=0)
+    (trained, _), vjp = layer.vjp(x)  # which has a plan of its own
+    assert np.array_equal(trained, want)
+    assert np.array_equal(layer(x)[0], want)
+    first = vjp(np.ones_like(trained)).x
+    assert np.array_equal(vjp(np.ones_like(trained)).x, first)
+    unbatched = x[:, 0].copy()
+    one, flat = layer(unbatched)[0], layer(unbatched, offsets=[0, 1, 3])[0]  # the same shape, and not the same
+    assert np.array_equal(one, layer(unbatched)[0])
+    assert np.array_equal(flat[1:], layer(unbatched[1:])[0])
+    layer(x)
+    restore = hotloop._backends.choice.use("numpy")
+    try:
+        assert hotloop.get_num_threads() == before
+        assert layer(x)[0] == pytest.approx(want, abs=1e-6)
+        assert layer._stack.plans[False].run is None
+    finally:
+        restore()
+    layer.update({"bias_ih_l0": np.ones(18, np.float32)})
+    assert not np.array_equal(layer(x)[0], want)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert np.array_equal(bits(other(x)[0]), bits(layer(x)[0]))
+    with pytest.raises(TypeError, match="x: expected"):
+        layer(x.astype(x.dtype.newbyteorder()))
 
 
 def test_updates_at_once(best_isa):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from hotloop import _memory
+from hotloop._core import memory as _memory
 
 LARGE = (1 << 19,)  # 2 MiB of float32
 FLOAT32 = np.dtype(np.float32)
@@ -110,7 +110,7 @@ def test_threads():
 def test_the_bound_is_the_users(run_python, value, kept):
     code = """
 import hotloop, numpy as np
-from hotloop import _memory
+from hotloop._core import memory as _memory
 _memory.empty((1 << 19,), np.dtype(np.float32))
 print(len(_memory._free) + len(_memory._ended))
 """
@@ -129,7 +129,7 @@ def test_bad_bound(run_python):
 def test_arrays_may_outlive_the_module(run_python):
     code = """
 import hotloop, numpy as np
-from hotloop import _memory
+from hotloop._core import memory as _memory
 kept = _memory.empty((1 << 19,), np.dtype(np.float32))
 """
     assert run_python(code, HOTLOOP_BACKEND="numpy").stderr == ""

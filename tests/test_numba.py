@@ -60,7 +60,7 @@ def test_out(cell, dtype):
 @pytest.fixture(scope="module")
 def compiled():
     numba = pytest.importorskip("numba")
-    from hotloop import _numba_kernels
+    from hotloop._backends import numba_kernels as _numba_kernels
 
     def over(function):
         @numba.njit(**_numba_kernels.OPTIONS)
@@ -147,8 +147,8 @@ assert_matches_reference(case, infer(case))
 
 def test_cache(run_python, tests_folder, tmp_path):
     """The second process loads what the first one compiled; not where the equations changed in between."""
-    code = "import hotloop._cells\n{}\n" + QUICK + """
-from hotloop import _numba_kernels
+    code = "import hotloop._backends.cells\n{}\n" + QUICK + """
+from hotloop._backends import numba_kernels as _numba_kernels
 infer(case)
 (kernel,) = _numba_kernels._compiled.values()
 (hits,) = [*kernel.stats.cache_hits.values()] or [0]
@@ -163,7 +163,7 @@ print(hits)
 
 def test_one_compilation_for_every_layout():
     """A kernel is compiled once a dtype, whatever is read-only, strided, absent or unbatched."""
-    from hotloop import _numba_kernels
+    from hotloop._backends import numba_kernels as _numba_kernels
 
     case = Case("rnn_tanh", "float32", 9, 5, 4, 20)
     data = case.data()
@@ -182,7 +182,7 @@ def test_import_compiles_nothing(run_python):
     """And brings nothing heavy but numba."""
     code = """
 import sys, hotloop
-from hotloop import _numba_kernels
+from hotloop._backends import numba_kernels as _numba_kernels
 assert not _numba_kernels._compiled
 assert hotloop.info().backend == "numba" and hotloop.info().variant.startswith("numba ")
 assert hotloop.info().not_in_use == {"native": "HOTLOOP_BACKEND=numba"}

@@ -24,7 +24,8 @@ from cases import (
 )
 
 import hotloop
-from hotloop import _cells, _numpy
+from hotloop._backends import cells as _cells
+from hotloop._backends import numpy as _numpy
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import CELLS, LAYOUTS, Case, arguments, assert_same_bits, functions, infer, lay_out, named
+from cases import CELLS, LAYOUTS, Case, arguments, assert_same_bits, functions, infer, lay_out, named, raises
 
 import hotloop
 
@@ -203,3 +203,30 @@ def test_out_again_and_again(cell, variant):
     for value in (np.inf, 0, np.nan):
         out.fill(value)
         assert_same_bits(infer(case, data, out=out), {"output": first}, ["output"])
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_out_over_a_state_that_is_copied(cell, variant):
+    """What is converted before the call, such as a state with strides, is looked at as the caller has it."""
+    layer = getattr(hotloop, cell.upper())(4, 6, rng=0)
+    memory = np.zeros((1, 3, 12), np.float32)
+    out = memory.reshape(-1)[:18].reshape(1, 3, 6)
+    strided = memory[:, :, ::2]
+    x = np.ones((1, 3, 4), np.float32)
+    fine = np.zeros((1, 3, 6), np.float32)
+    for name, state in [
+        ("h0", strided),
+        *([("c0", (fine, strided)), ("h0", (strided, fine))] if cell == "lstm" else []),
+    ]:
+        if cell == "lstm" and not isinstance(state, tuple):
+            continue
+        with raises(ValueError, f"out: expected memory of its own, got memory it shares with {name}"):
+            layer(x, state, out=out)
+
+
+def test_out_over_an_x_that_is_copied(variant):
+    layer = hotloop.GRU(4, 6, rng=0)
+    memory = np.zeros((2, 3, 12), np.float32)
+    out = memory.reshape(-1)[:36].reshape(2, 3, 6)
+    with raises(ValueError, "out: expected memory of its own, got memory it shares with x"):
+        layer(memory[:, :, 1:9:2], out=out)

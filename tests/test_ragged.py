@@ -26,6 +26,8 @@ from cases import (
     assert_same_bits,
     distance,
     functions,
+    make_backward,
+    make_forward,
     raises,
 )
 from conftest import Variant
@@ -33,7 +35,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import hotloop
-from hotloop import _contract, _numpy
+from hotloop._backends import numpy as _numpy
+from hotloop._core import checks
 
 LENGTHS = (4, 0, 9, 1, 9, 6, 3)  # in 9 steps
 SEQUENCES = ("x", "grad_output", "grad_c", "output", "c", "grad_x", "resets")
@@ -212,10 +215,10 @@ def test_inference_is_the_forward_of_training(cell, variant):
 def reference(case, data, lengths=None, offsets=None, resets=None, reset_state="zeros", output=None):
     """The specification in float64. `output`: of an RNN with relu, whose derivative is taken on these sides of 0."""
     data = {name: array.astype(np.float64) for name, array in data.items()}
-    weights = _contract.check_weights(case.constants, *(data.get(name) for name in PARAMETERS))
-    args, _, layout = _contract.check_forward(
-        weights, data["x"], data.get("h0"), data.get("c0"), batch_first=False, reverse=case.reverse, lengths=lengths,
-        offsets=offsets, resets=resets, reset_state=reset_state, training=True,
+    weights = checks.check_weights(case.constants, *(data.get(name) for name in PARAMETERS))
+    args = make_forward(
+        weights, data["x"], data.get("h0"), data.get("c0"), reverse=case.reverse, lengths=lengths, offsets=offsets,
+        resets=resets, reset_state=reset_state,
     )  # fmt: skip
     _numpy.forward((args,), 1)
     results = {
@@ -223,11 +226,13 @@ def reference(case, data, lengths=None, offsets=None, resets=None, reset_state="
     }
     if case.cell == "rnn_relu":
         args.output[...] = output
-    back, grads = _contract.check_backward(
-        args, layout, *(data.get(name) for name in UPSTREAM), None, data.get("grad_c")
-    )  # fmt: skip
+    back = make_backward(args, *(data.get(name) for name in UPSTREAM), data.get("grad_c"))
     _numpy.backward((back,), 1)
-    return results | {f"grad_{name}": array for name, array in grads._asdict().items() if array is not None}
+    names = [f"grad_{name}" for name in ("x", *PARAMETERS, "h0", "c0")]
+    grads = {name: getattr(back, name) for name in names}
+    if offsets is not None:
+        grads["grad_x"] = grads["grad_x"][:, 0]
+    return results | {name: array for name, array in grads.items() if array is not None}
 
 
 def random_options(case, density, form):
@@ -272,7 +277,7 @@ def test_chunks_of_numba(cell, numba_backend, monkeypatch):
     for options in ({"lengths": lengths}, {"resets": resets, "reset_state": "initial"}):
         want = run(case, data, **options)
         for rows in (1, 7, 20):
-            monkeypatch.setattr("hotloop._numba._CHUNK_ROWS", (rows, rows))
+            monkeypatch.setattr("hotloop._backends.numba._CHUNK_ROWS", (rows, rows))
             assert_same(Variant("numba"), case, run(case, data, **options), want)
         monkeypatch.undo()
 
@@ -679,10 +684,28 @@ BAD_OF_CELLS = [
 ]
 
 
+class Unused:
+    """A backend that cannot be called."""
+
+    prepare = staticmethod(lambda *_, **__: None)
+
+
+class Prepares:
+    """One whose prepared calls cannot."""
+
+    @staticmethod
+    def prepare(*_, **__):
+        def run(*_):
+            raise AssertionError("a backend was called")
+
+        return run
+
+
+@pytest.mark.parametrize("backend", [Unused, Prepares])
 @pytest.mark.parametrize(("kind", "change", "error", "message"), BAD, ids=[message[:60] for *_, message in BAD])
-def test_bad_input(kind, change, error, message, monkeypatch):
+def test_bad_input(kind, change, error, message, backend, monkeypatch):
     """Before a backend is called."""
-    monkeypatch.setattr(hotloop._backend, "_active", None)
+    monkeypatch.setattr(hotloop._core.settings, "current", hotloop._core.settings.Settings(backend, 1))
     inputs = {name: array for name, array in Case("lstm", "float32").data().items() if name in PARAMETERS}
     shape = {"batch": (5, 3, 4), "batch_first": (3, 5, 4), "unbatched": (5, 4), "flat": (7, 4)}[kind]
     inputs |= {"x": ONES(shape, np.float32), "batch_first": kind == "batch_first"} | change

@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torched import make, states_of, twins
 
 import hotloop.torch
-from hotloop._contract import CELLS, check_weights
+from hotloop._core.checks import check_weights
+from hotloop._core.types import CELLS
 from hotloop.torch import _bridge, _ops, _packed
 
-native = pytest.importorskip("hotloop._native", reason="only the native backend packs weights")
+native = pytest.importorskip("hotloop._backends.native", reason="only the native backend packs weights")
 
 
 class AsOp(TorchDispatchMode):
@@ -358,7 +359,7 @@ def test_hash_refuses_what_it_cannot_read():
 
 @pytest.mark.parametrize("backend", ["numpy"])
 def test_other_backends_keep_nothing(backend):
-    restore = hotloop._backend.use(backend)
+    restore = hotloop._backends.choice.use(backend)
     try:
         ours, theirs = twins("LSTM", 5, 6, dtype=torch.float64)
         x = torch.randn(2, 3, 5, dtype=torch.float64)

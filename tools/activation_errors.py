@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from test_activations import FUNCTIONS, activation, reference, ulps
 
-from hotloop import _native
+from hotloop._backends import native as _native
 
 BLOCK = 1 << 22
 SCALES = (1e-3, 0.1, 1, 3, 20, 50, 740)

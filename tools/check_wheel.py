@@ -39,7 +39,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 print(hotloop.info())
 assert hotloop.info().backend == "native", hotloop.info().not_in_use
 import numpy as np
-import hotloop._backend
+import hotloop._backends.choice
 
 def train():
     rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def train():
     return [output, h_n, c_n, *(g for g in vjp(grad_output=output) if g is not None)]
 
 native = train()
-hotloop._backend.use("numpy")
+hotloop._backends.choice.use("numpy")
 for a, b in zip(native, train(), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 """
@@ -102,7 +102,7 @@ def check_contents(wheel: Path) -> None:
     assert tops == {"hotloop", *info}, tops
     assert len(info) == 1, info
     modules = [name for name in names if name.endswith((".so", ".pyd", ".dylib"))]
-    assert modules == ["hotloop/_ffi.abi3.so"], modules
+    assert modules == ["hotloop/_calls.abi3.so", "hotloop/_ffi.abi3.so"], modules
     for name in ("hotloop/py.typed", f"{info[0]}/licenses/LICENSE", f"{info[0]}/entry_points.txt"):
         assert name in names, name
     assert not [name for name in names if "__pycache__" in name]

@@ -1,4 +1,4 @@
-"""Print the constants of csrc/kernels/math.h and src/hotloop/_numba_kernels.py: run it, and paste what it prints.
+"""Print the constants of csrc/kernels/math.h and of src/hotloop/_backends/numba_kernels.py; paste what it prints.
 
 expm1(r) = r + r^2 q(r) on |r| <= ln(2)/2. q is the Chebyshev fit of lowest degree with which the polynomial's own error
 is below a quarter of a unit in the last place of exp(r). ln(2) is split so that n * ln2_high is exact without fma for

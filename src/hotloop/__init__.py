@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from ._backend import Info, active, get_num_threads, info, set_num_threads
-from ._contract import Gradients, LSTMGradients
+from ._backends.choice import Info, choose, info
+from ._core.settings import get_num_threads, set_num_threads
+from ._core.types import Gradients, LSTMGradients
 from .functional import clip_grad_norm_, gru, gru_vjp, lstm, lstm_vjp, rnn, rnn_vjp
 from .layers import GRU, LSTM, RNN, LayerGradients
 
@@ -35,10 +36,10 @@ if not _TYPE_CHECKING:  # else every name would seem to be there
         """`__version__`, looked up when asked for: importlib.metadata is two thirds of the time of an import."""
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ._backend import version
+        from ._backends.choice import version
 
         return version()
 
 
-active()  # chosen now, so that a fallback warns at import and not in the middle of a run
-del active
+choose()  # now, so that a fallback warns at import and not in the middle of a run
+del choose

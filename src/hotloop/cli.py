@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import info
-from ._backend import active, processors
-from ._environment import natural
+from ._core.environment import natural
+from ._core.settings import active, processors
 from .bench.files import shown
 
 if TYPE_CHECKING:

@@ -6,62 +6,81 @@ Names, defaults, gate order and shapes are those of torch.nn.RNN, LSTM and GRU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from . import _backend
-from ._contract import (
-    LSTM,
-    Array,
-    Cell,
-    Forward,
-    Gradients,
-    Layout,
-    LSTMGradients,
-    check_backward,
-    check_forward,
-    check_weights,
-    finish_output,
-    gru_cell,
-    make_vjp,
-    rnn_cell,
-)
+from ._core import call
+from ._core.checks import check_flag, check_weights, check_wrt, gru_cell, rnn_cell
+from ._core.types import LSTM, PARAMETERS, Array, Cell, Gradients, LSTMGradients, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    class SequenceOptions(Options, total=False):
+        """Those of one recurrence."""
+
+        batch_first: bool
+        reverse: bool
+
+    class InferenceOptions(SequenceOptions, total=False):
+        """Those of inference."""
+
+        out: Any
+
+
+States = tuple[Array, Array]  # h and c
 
 
 def _run(
     cell: Cell, x: Any, weights: tuple[Any, Any, Any, Any], h0: Any, c0: Any, *, training: bool, batch_first: Any,
     reverse: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any, threads: Any,
     out: Any = None,
-) -> tuple[Forward, Array, Layout]:  # fmt: skip
-    args, output, layout = check_forward(
-        check_weights(cell, *weights), x, h0, c0, batch_first=batch_first, reverse=reverse, lengths=lengths,
-        resets=resets, training=training, offsets=offsets, reset_state=reset_state, return_states=return_states,
-        out=out, parameters=weights,
+) -> call.Results:  # fmt: skip
+    checked = check_weights(cell, *weights)
+    stack = call.Stack([[checked]], stacked=False, reverse=check_flag("reverse", reverse))
+    return call.run(
+        stack, x, h0, c0, batch_first, lengths, offsets, resets, reset_state, return_states, threads, out, training,
+        None, weights,
     )  # fmt: skip
-    _backend.active().forward((args,), _backend.threads_of(threads))
-    if out is not None:
-        finish_output(output, args.output, layout)
-    return args, output, layout
 
 
-def _vjp(
-    args: Forward, output: Array, layout: Layout, threads: int | None, c: Array | None = None
-) -> Callable[..., Any]:  # fmt: skip
-    """The backward function of a finished training forward; may be called any number of times. `c` is a result too."""
-    output.flags.writeable = False  # backward reads it: a write in between would silently give wrong gradients
+def _vjp(output: Array, c: Array | None, saved: call.Saved | None) -> Callable[..., Any]:
+    """The backward function of a finished training forward; may be called any number of times."""
+    assert saved is not None
+    # Backward reads them: a write in between would silently give wrong gradients.
+    output.flags.writeable = False
     if c is not None:
         c.flags.writeable = False
-    backend, threads = _backend.active(), _backend.threads_of(threads)
+    kind = LSTMGradients if saved.stack.cell.has_c else Gradients
 
-    def run(grad_output: Any, grad_h_n: Any, grad_c_n: Any, grad_c: Any, wrt: Iterable[str] | None) -> Any:
-        back, results = check_backward(args, layout, grad_output, grad_h_n, grad_c_n, wrt, grad_c)
-        backend.backward((back,), threads)
-        return results
+    def run(upstream: call.Upstream, wrt: Iterable[str] | None) -> Any:
+        wanted = check_wrt(wrt, kind._fields)
+        names = [name for name in PARAMETERS if name in wanted]
+        grads = call.backward(saved, upstream, "x" in wanted, "h0" in wanted or "c0" in wanted, [[names]])
+        parameters = grads.parameters[0][0]
+        given = {
+            "x": grads.x,
+            **{name: parameters.get(name) for name in PARAMETERS},
+            "h0": grads.h0 if "h0" in wanted else None,
+        }
+        if kind is Gradients:
+            return Gradients(**given)
+        return LSTMGradients(**given, c0=grads.c0 if "c0" in wanted else None)
 
-    return make_vjp(run, args.cell.has_c, c is not None)
+    return call.make_vjp(run, saved.stack.cell.has_c, c is not None)
 
 
+@overload
+def lstm(
+    x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
+    *, return_states: Literal[False] = False, **options: Unpack[InferenceOptions],
+) -> tuple[Array, States]: ...  # fmt: skip
+@overload
+def lstm(
+    x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
+    *, return_states: Literal[True], **options: Unpack[InferenceOptions],
+) -> tuple[Array, States, Array]: ...  # fmt: skip
 def lstm(
     x: Any,
     weight_ih: Any,
@@ -80,7 +99,7 @@ def lstm(
     return_states: bool = False,
     threads: int | None = None,
     out: Any = None,
-) -> tuple[Any, ...]:
+) -> tuple[Array, States] | tuple[Array, States, Array]:
     r"""Run an LSTM over whole sequences, for inference.
 
     .. code-block:: text
@@ -185,16 +204,25 @@ def lstm(
     >>> c.shape, bool(np.allclose(output[30:60, 0], alone, atol=1e-6))
     ((100, 8, 32), True)
     """
-    args, output, layout = _run(
+    output, h_n, c_n, c, _ = _run(
         LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=False, batch_first=batch_first,
         reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
         return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
-    assert args.c_n is not None
-    states = layout.state(args.h_n), layout.state(args.c_n)
-    return (output, states) if args.c is None else (output, states, layout.outer(args.c))
+    assert c_n is not None
+    return (output, (h_n, c_n)) if c is None else (output, (h_n, c_n), c)
 
 
+@overload
+def lstm_vjp(
+    x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
+    *, return_states: Literal[False] = False, **options: Unpack[SequenceOptions],
+) -> tuple[tuple[Array, States], Callable[..., LSTMGradients]]: ...  # fmt: skip
+@overload
+def lstm_vjp(
+    x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
+    *, return_states: Literal[True], **options: Unpack[SequenceOptions],
+) -> tuple[tuple[Array, States, Array], Callable[..., LSTMGradients]]: ...  # fmt: skip
 def lstm_vjp(
     x: Any,
     weight_ih: Any,
@@ -212,7 +240,7 @@ def lstm_vjp(
     reset_state: str = "zeros",
     return_states: bool = False,
     threads: int | None = None,
-) -> tuple[tuple[Any, ...], Callable[..., LSTMGradients]]:
+) -> tuple[tuple[Array, States] | tuple[Array, States, Array], Callable[..., LSTMGradients]]:
     """Run an LSTM over whole sequences, and return what backpropagation through time needs.
 
     Equations, parameters and errors are those of `lstm`, without `out`.
@@ -241,18 +269,14 @@ def lstm_vjp(
     >>> grads.x.shape, grads.weight_hh.shape, grads.bias_ih, grads.c0.shape
     ((100, 8, 40), (128, 32), None, (8, 32))
     """
-    args, output, layout = _run(
+    output, h_n, c_n, c, saved = _run(
         LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=True, batch_first=batch_first,
         reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
         return_states=return_states, threads=threads,
     )  # fmt: skip
-    assert args.c_n is not None
-    assert args.c is not None
-    states = layout.state(args.h_n), layout.state(args.c_n)
-    if not return_states:
-        return (output, states), _vjp(args, output, layout, threads)
-    c = layout.outer(args.c)[...]  # to be read-only apart from what the backend has
-    return (output, states, c), _vjp(args, output, layout, threads, c)
+    assert c_n is not None
+    vjp = _vjp(output, c, saved)
+    return ((output, (h_n, c_n)) if c is None else (output, (h_n, c_n), c)), vjp
 
 
 def gru(
@@ -329,12 +353,12 @@ def gru(
     >>> bool((output[56, 2] == h_n[2]).all())
     True
     """
-    args, output, layout = _run(
+    output, h_n, *_ = _run(
         gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
-    return output, layout.state(args.h_n)
+    return output, h_n
 
 
 def gru_vjp(
@@ -377,12 +401,12 @@ def gru_vjp(
     >>> vjp(grad_h_n=np.ones_like(h_n), wrt=["weight_hh"]).weight_hh.shape
     (96, 32)
     """
-    args, output, layout = _run(
+    output, h_n, _, _, saved = _run(
         gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads,
     )  # fmt: skip
-    return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)
+    return (output, h_n), _vjp(output, None, saved)
 
 
 def rnn(
@@ -450,12 +474,12 @@ def rnn(
     >>> output.shape, h_n.shape
     ((100, 32), (32,))
     """
-    args, output, layout = _run(
+    output, h_n, *_ = _run(
         rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
-    return output, layout.state(args.h_n)
+    return output, h_n
 
 
 def rnn_vjp(
@@ -497,12 +521,12 @@ def rnn_vjp(
     >>> vjp(grad_output=np.ones_like(output)).x.shape
     (100, 40)
     """
-    args, output, layout = _run(
+    output, h_n, _, _, saved = _run(
         rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads,
     )  # fmt: skip
-    return (output, layout.state(args.h_n)), _vjp(args, output, layout, threads)
+    return (output, h_n), _vjp(output, None, saved)
 
 
 def clip_grad_norm_(

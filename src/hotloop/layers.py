@@ -10,51 +10,44 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _backend, _stack
-from ._contract import (
-    CELLS,
-    LAYERS_STATE_RULE,
-    PARAMETERS,
-    ZEROS,
-    Array,
-    Backend,
-    Cell,
-    Forward,
-    Layout,
-    Resets,
-    as_array,
+from ._core import call
+from ._core.arrays import as_array
+from ._core.checks import (
     check_dtype,
     check_flag,
     check_generator,
-    check_grad_sequence,
     check_integer,
-    check_output,
     check_probability,
-    check_ragged,
-    check_resets,
-    check_return_states,
-    check_sequence,
-    check_size,
-    check_state,
     check_weights,
     check_wrt,
-    finish_output,
     gru_cell,
-    make_output,
-    make_vjp,
     rnn_cell,
 )
-from ._dropout import drop
-from ._parameters import Prepared, check_mapping, frozen, read_state_dict
+from ._core.dropout import drop
+from ._core.parameters import check_mapping, frozen, read_state_dict
+from ._core.types import CELLS, PARAMETERS, Array, Cell, Options
 
-Self = TypeVar("Self", bound="_Layers")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-_STEP_ROWS = 256  # no call of more rows is short
+    class InferenceOptions(Options, total=False):
+        """Those of a call."""
+
+        out: Any
+
+    class TrainingOptions(Options, total=False):
+        """Those of `vjp`."""
+
+        seed: int | None
+
+
+Self = TypeVar("Self", bound="_Layers[Any]")
+State = TypeVar("State")  # h_n, for an LSTM (h_n, c_n)
 
 
 class LayerGradients(NamedTuple):
@@ -71,16 +64,7 @@ def _described(state: Any) -> str:
     return f"{type(state).__name__}" + (f" of shape {state.shape}" if hasattr(state, "shape") else "")
 
 
-class _Run(NamedTuple):
-    """A finished forward of all layers, with what its backward needs."""
-
-    layout: Layout
-    recurrences: list[list[Forward]]  # by layer and direction
-    shape: tuple[int, ...]  # [T, B, D*H]
-    drop: _stack.Drop | None
-
-
-class _Layers:
+class _Layers(Generic[State]):
     """What RNN, LSTM and GRU share."""
 
     _gates: ClassVar[int]
@@ -116,7 +100,7 @@ class _Layers:
             )
         bound = self._hidden_size**-0.5
         self._lock = threading.Lock()
-        self._prepare(
+        self._use(
             {
                 name: frozen(self._rng.uniform(-bound, bound, shape).astype(self._dtype))
                 for name, shape in self._shapes().items()
@@ -140,7 +124,7 @@ class _Layers:
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
 
-    def _prepare(self, parameters: dict[str, Array]) -> None:
+    def _use(self, parameters: dict[str, Array]) -> None:
         weights = [
             [
                 check_weights(self._cell, *(parameters.get(f"{name}{suffix}") for name in PARAMETERS))
@@ -148,7 +132,8 @@ class _Layers:
             ]
             for layer in range(self._num_layers)
         ]
-        self._prepared = Prepared(parameters, weights)
+        # Replaced whole: a call or a `vjp` under way keeps the parameters it began with.
+        self._parameters, self._stack = parameters, call.Stack(weights, stacked=True)
 
     @property
     def _directions(self) -> int:
@@ -179,8 +164,8 @@ class _Layers:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what was packed for this machine."""
-        state = vars(self) | {"_cell": self._cell.name, "_parameters": self._prepared.parameters}
-        del state["_prepared"], state["_lock"]
+        state = vars(self) | {"_cell": self._cell.name}
+        del state["_stack"], state["_lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -191,7 +176,7 @@ class _Layers:
         }
         parameters = state.pop("_parameters")
         vars(self).update(state)
-        self._prepare({name: frozen(array) for name, array in parameters.items()})
+        self._use({name: frozen(array) for name, array in parameters.items()})
 
     @classmethod
     def _from_state_dict(cls: type[Self], mapping: Mapping[str, Any], prefix: str, **options: Any) -> Self:
@@ -210,7 +195,7 @@ class _Layers:
             weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, weight_ih_l0_reverse, ..., weight_ih_l1, ..., as
             read-only views. `update` and `load_state_dict` replace the arrays, so these keep the values they have.
         """
-        return {name: array.view() for name, array in self._prepared.parameters.items()}
+        return {name: array.view() for name, array in self._parameters.items()}
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Replace all parameters.
@@ -259,80 +244,29 @@ class _Layers:
                 raise ValueError(f"{name}: expected shape {shapes[name]}, got {array.shape}")
             replaced[name] = frozen(array.astype(self._dtype, copy=False))
         with self._lock:  # of two updates at once none is lost
-            self._prepare({name: replaced.get(name, array) for name, array in self._prepared.parameters.items()})
+            self._use({name: replaced.get(name, array) for name, array in self._parameters.items()})
 
-    def _states(
-        self, state: Any, shape: tuple[int, int, int], unbatched: bool, copy: bool
-    ) -> tuple[Array | None, Array | None]:
-        """h0 and c0, checked: `shape`, [layers*directions, B, H]."""
-        dtype = self._dtype
-        if not self._cell.has_c:
-            if isinstance(state, tuple) or (isinstance(state, list) and any(hasattr(part, "shape") for part in state)):
-                raise TypeError(f"state: expected h0, an array, got {_described(state)}")
-            return check_state("h0", state, LAYERS_STATE_RULE, shape, dtype, unbatched, copy), None
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"state: expected (h0, c0), got {_described(state)}")
-        h0, c0 = state
-        return (
-            check_state("h0", h0, LAYERS_STATE_RULE, shape, dtype, unbatched, copy),
-            check_state("c0", c0, LAYERS_STATE_RULE, shape, dtype, unbatched, copy),
-        )
+    def _states(self, state: Any) -> tuple[Any, Any]:
+        """h0 and c0 of `state`."""
+        if state is None:
+            return None, None
+        if self._cell.has_c:
+            if not isinstance(state, (tuple, list)) or len(state) != 2:
+                raise TypeError(f"state: expected (h0, c0), got {_described(state)}")
+            h0, c0 = state
+            return h0, c0
+        if isinstance(state, tuple) or (isinstance(state, list) and any(hasattr(part, "shape") for part in state)):
+            raise TypeError(f"state: expected h0, an array, got {_described(state)}")
+        return state, None
 
-    def _run(
-        self, x: Any, state: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any,
-        threads: Any, *, out: Any, training: bool, seed: int | None,
-    ) -> tuple[tuple[Any, ...], _Run | None]:  # fmt: skip
-        """The results as the caller sees them, and in training what backward needs."""
-        prepared, given = self._prepared, x
-        cell, dtype, hidden_size, directions = self._cell, self._dtype, self._hidden_size, self._directions
-        x, layout = check_sequence(
-            x, self._input_size, dtype, batch_first=self._batch_first, flat=offsets is not None
-        )  # fmt: skip
-        seq_len, batch_size, _ = x.shape
-        check_size(prepared.weights[0][0], seq_len, batch_size, training)
-        shape = (seq_len, batch_size, directions * hidden_size)
-        ragged = None
-        if lengths is not None or offsets is not None:
-            ragged = check_ragged(x, layout, lengths, offsets)
-            if layout.flat and ragged is not None:
-                batch_size = len(ragged.lengths)
-        marks: list[Resets | None] = [None] * directions
-        if resets is not None or reset_state is not ZEROS:
-            marks[0] = check_resets(x, layout, resets, reset_state, copy=training)
-            if directions == 2 and marks[0] is not None:
-                marks[1] = marks[0].of_reverse(ragged)
-        if return_states is not False:
-            return_states = check_return_states(cell, return_states)
-        states = (self._num_layers * directions, batch_size, hidden_size)
-        h0 = c0 = None
-        if state is not None:
-            h0, c0 = self._states(state, states, layout.unbatched, copy=training)
-        if out is None:
-            output, last = make_output(layout, shape, dtype)
-        else:
-            inputs = {"x": given, "resets": resets} | prepared.parameters
-            if state is not None:
-                inputs |= dict(zip(("h0", "c0"), state, strict=True)) if cell.has_c else {"h0": state}
-            output, last = check_output(out, layout, shape, self._features, dtype, inputs)
-        c, last_c = make_output(layout, shape, dtype) if return_states else (None, None)
-        h_n = np.empty(states, dtype)
-        c_n = np.empty(states, dtype) if cell.has_c else None
-        backend, count = _backend.active(), _backend.threads_of(threads)
-        packed = None if training else prepared.packed(backend)
-        dropping = None if seed is None else partial(drop, self._dropout, seed)
-        recurrences = _stack.run_forward(
-            backend, count, prepared.weights, packed, x, h0, c0, last, last_c, h_n, c_n, ragged, marks, dropping,
-            training,
-        )  # fmt: skip
-        stack = _Run(layout, recurrences, last.shape, dropping) if training else None
-        if out is not None:
-            finish_output(output, last, layout)
-        if layout.unbatched:
-            h_n, c_n = layout.state(h_n), None if c_n is None else layout.state(c_n)
-        if c_n is None:
-            return (output, h_n), stack
-        return (output, (h_n, c_n)) if c is None else (output, (h_n, c_n), c), stack
-
+    @overload
+    def __call__(
+        self, x: Any, state: Any = None, *, return_states: Literal[False] = False, **options: Unpack[InferenceOptions]
+    ) -> tuple[Array, State]: ...
+    @overload
+    def __call__(
+        self, x: Any, state: Any = None, *, return_states: Literal[True], **options: Unpack[InferenceOptions]
+    ) -> tuple[Array, State, Array]: ...
     def __call__(
         self,
         x: Any,
@@ -345,7 +279,7 @@ class _Layers:
         return_states: bool = False,
         threads: int | None = None,
         out: Any = None,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Array, State] | tuple[Array, State, Array]:
         """Run all layers over whole sequences, for inference: nothing is dropped, weights are packed once.
 
         Parameters
@@ -395,50 +329,26 @@ class _Layers:
         >>> bool((h_n[1] == output[0, :, 32:]).all()), bool((c[7:, 2] == 0).all()), c.shape
         (True, True, (100, 3, 64))
         """
-        if (
-            lengths is None and resets is None and threads is None and out is None and offsets is None
-            and return_states is False and reset_state is ZEROS
-        ):  # fmt: skip
-            done = self._step(x, state)
-            if done is not None:
-                return done
-        return self._run(
-            x, state, lengths, offsets, resets, reset_state, return_states, threads, out=out, training=False, seed=None
-        )[0]
+        if type(state) is tuple and len(state) == 2 and self._cell.has_c:
+            h0, c0 = state
+        else:
+            h0, c0 = self._states(state)
+        # `out` cannot lie where the parameters do: nobody can write there.
+        output, h_n, c_n, c, _ = call.run(
+            self._stack, x, h0, c0, self._batch_first, lengths, offsets, resets, reset_state, return_states, threads,
+            out, False, None, (),
+        )  # fmt: skip
+        end: Any = h_n if c_n is None else (h_n, c_n)
+        return (output, end) if c is None else (output, end, c)
 
-    def _step(self, x: Any, state: Any) -> tuple[Array, Any] | None:
-        """A short call in the short way, as for one step in a loop: 2 us instead of 4 around the kernel. None where it
-        is not short, or anything is not as backends take it; then `_run` says what is wrong, or does it.
-        """  # fmt: skip
-        packed_by, step = self._prepared.step
-        if step is None or packed_by is not _backend.active() or type(x) is not np.ndarray or self._batch_first:
-            return None
-        dtype, hidden_size, shape = self._dtype, self._hidden_size, x.shape
-        if x.dtype != dtype or len(shape) != 3 or not x.flags.carray:
-            return None
-        seq_len, batch_size, features = shape
-        if features != self._input_size or not 0 < seq_len * batch_size <= _STEP_ROWS:
-            return None
-        h0 = c0 = c_n = None
-        states = 1, batch_size, hidden_size
-        has_c = self._cell.has_c
-        if state is not None:
-            if has_c:
-                if type(state) is not tuple or len(state) != 2:
-                    return None
-                h0, c0 = state
-                if type(c0) is not np.ndarray or c0.dtype != dtype or c0.shape != states or not c0.flags.carray:
-                    return None
-            else:
-                h0 = state
-            if type(h0) is not np.ndarray or h0.dtype != dtype or h0.shape != states or not h0.flags.carray:
-                return None
-        output, h_n = np.empty((seq_len, batch_size, hidden_size), dtype), np.empty(states, dtype)
-        if has_c:
-            c_n = np.empty(states, dtype)
-            return (output, (h_n, c_n)) if step(x, h0, c0, output, h_n, c_n) else None
-        return (output, h_n) if step(x, h0, c0, output, h_n, None) else None
-
+    @overload
+    def vjp(
+        self, x: Any, state: Any = None, *, return_states: Literal[False] = False, **options: Unpack[TrainingOptions]
+    ) -> tuple[tuple[Array, State], Callable[..., LayerGradients]]: ...
+    @overload
+    def vjp(
+        self, x: Any, state: Any = None, *, return_states: Literal[True], **options: Unpack[TrainingOptions]
+    ) -> tuple[tuple[Array, State, Array], Callable[..., LayerGradients]]: ...
     def vjp(
         self,
         x: Any,
@@ -451,7 +361,7 @@ class _Layers:
         reset_state: str = "zeros",
         return_states: bool = False,
         threads: int | None = None,
-    ) -> tuple[tuple[Any, ...], Callable[..., LayerGradients]]:
+    ) -> tuple[tuple[Array, State] | tuple[Array, State, Array], Callable[..., LayerGradients]]:
         """Run all layers for training, and return what backpropagation through time needs.
 
         Parameters
@@ -488,46 +398,29 @@ class _Layers:
             seed = None
         elif seed is None:
             seed = int(self._rng.integers(2**63))
-        results, stack = self._run(
-            x, state, lengths, offsets, resets, reset_state, return_states, threads, out=None, training=True, seed=seed
-        )
-        assert stack is not None
-        output, _, *c = results
-        for sequence in (output, *c):
-            sequence.flags.writeable = False
-        backend, count, names = _backend.active(), _backend.threads_of(threads), tuple(self._prepared.parameters)
+        h0, c0 = self._states(state)
+        output, h_n, c_n, c, saved = call.run(
+            self._stack, x, h0, c0, self._batch_first, lengths, offsets, resets, reset_state, return_states, threads,
+            None, True, None if seed is None else partial(drop, self._dropout, seed), (),
+        )  # fmt: skip
+        assert saved is not None
+        output.flags.writeable = False
+        if c is not None:
+            c.flags.writeable = False
+        names = tuple(self._parameters)
 
-        def run(
-            grad_output: Any, grad_h_n: Any, grad_c_n: Any, grad_c: Any, wrt: Iterable[str] | None
-        ) -> LayerGradients:
-            wanted = check_wrt(wrt, ("x", "state", *names))
-            return self._backward(stack, backend, count, names, grad_output, grad_h_n, grad_c_n, grad_c, wanted)
+        def run(upstream: call.Upstream, wrt: Iterable[str] | None) -> LayerGradients:
+            return self._backward(saved, upstream, names, check_wrt(wrt, ("x", "state", *names)))
 
-        return results, make_vjp(run, self._cell.has_c, bool(c))
+        end: Any = h_n if c_n is None else (h_n, c_n)
+        results = (output, end) if c is None else (output, end, c)
+        return results, call.make_vjp(run, self._cell.has_c, c is not None)
 
     def _backward(
-        self,
-        stack: _Run,
-        backend: Backend,
-        threads: int,
-        names: tuple[str, ...],
-        grad_output: Any,
-        grad_h_n: Any,
-        grad_c_n: Any,
-        grad_c: Any,
-        wanted: frozenset[str],
+        self, saved: call.Saved, upstream: call.Upstream, names: tuple[str, ...], wanted: frozenset[str]
     ) -> LayerGradients:
-        layout, dtype, last = stack.layout, self._dtype, stack.shape
-        shape = (self._num_layers * self._directions, *stack.recurrences[0][0].h_n.shape)
-        grad = check_grad_sequence("grad_output", grad_output, layout, last, self._features, dtype)
-        grad_c = check_grad_sequence("grad_c", grad_c, layout, last, self._features, dtype)
-        grad_h_n = check_state("grad_h_n", grad_h_n, LAYERS_STATE_RULE, shape, dtype, layout.unbatched)
-        grad_c_n = check_state("grad_c_n", grad_c_n, LAYERS_STATE_RULE, shape, dtype, layout.unbatched)
-        grad_h0 = np.empty(shape, dtype)
-        grad_c0 = np.empty(shape, dtype) if self._cell.has_c else None
-        grad_x, gradients = _stack.run_backward(
-            backend, threads, stack.recurrences, layout, stack.drop, grad, grad_h_n, grad_c_n, grad_c, grad_h0, grad_c0,
-            "x" in wanted, "state" in wanted,
+        grads = call.backward(
+            saved, upstream, "x" in wanted, "state" in wanted,
             [
                 [[name for name in PARAMETERS if f"{name}{suffix}" in wanted] for suffix in self._suffixes(layer)]
                 for layer in range(self._num_layers)
@@ -535,23 +428,15 @@ class _Layers:
         )  # fmt: skip
         parameters = {
             f"{name}{suffix}": gradient
-            for layer, of_layer in enumerate(gradients)
+            for layer, of_layer in enumerate(grads.parameters)
             for suffix, of_direction in zip(self._suffixes(layer), of_layer, strict=True)
             for name, gradient in of_direction.items()
         }
-        state: Any = None
-        if "state" in wanted:
-            state = layout.state(grad_h0)
-            if grad_c0 is not None:
-                state = state, layout.state(grad_c0)
-        return LayerGradients(
-            grad_x,
-            state,
-            {name: parameters[name] for name in names if name in wanted},
-        )
+        state = (grads.h0, grads.c0) if grads.c0 is not None else grads.h0
+        return LayerGradients(grads.x, state, {name: parameters[name] for name in names if name in wanted})
 
 
-class RNN(_Layers):
+class RNN(_Layers[Array]):
     """Vanilla RNN layers: torch.nn.RNN's arguments, shapes and parameters. The equation is that of `hotloop.rnn`.
 
     Parameters
@@ -640,7 +525,7 @@ class RNN(_Layers):
         )
 
 
-class LSTM(_Layers):
+class LSTM(_Layers[tuple[Array, Array]]):
     """LSTM layers: torch.nn.LSTM's arguments, shapes and parameters. The equations are those of `hotloop.lstm`.
 
     Parameters
@@ -729,7 +614,7 @@ class LSTM(_Layers):
         return cls._from_state_dict(mapping, prefix, batch_first=batch_first, dropout=dropout, rng=rng)
 
 
-class GRU(_Layers):
+class GRU(_Layers[Array]):
     """GRU layers: torch.nn.GRU's arguments, shapes and parameters. The equations are those of `hotloop.gru`.
 
     Parameters

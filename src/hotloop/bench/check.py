@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional
-from .._contract import PARAMETERS, Array
+from .._core.types import PARAMETERS, Array
 from ..layers import GRU, LSTM, RNN
 from .problems import Problem
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import functional
-from .._contract import CELLS
+from .._core.types import CELLS
 from .check import Inputs, is_stack, make_inputs, make_layer
 from .peers import CANDIDATES, OURS, torch_module
 from .problems import Problem

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 
 def load(prefix: str) -> None:
@@ -23,15 +24,31 @@ def load(prefix: str) -> None:
         sys.path.insert(0, prefix)
     package = importlib.import_module("hotloop")
     here = Path(__file__).parent
-    spec = importlib.util.spec_from_file_location(
-        "hotloop.bench", here / "__init__.py", submodule_search_locations=[str(here)]
-    )
+    package.bench = _module("hotloop.bench", here / "__init__.py", [str(here)])  # type: ignore[attr-defined]
+    for name in NEEDED:
+        lend(name, here.parent)
+
+
+# What `bench` imports of the package beside what is public: constants and functions without a state.
+NEEDED = "_core.types", "_backends.cells"
+
+
+def lend(name: str, root: Path) -> None:
+    """Where a revision from before this layout does not have `hotloop.<name>`, import that of this one in its place."""
+    folder, _, _ = name.partition(".")
+    if importlib.util.find_spec(f"hotloop.{folder}") is None:
+        _module(f"hotloop.{folder}", root / folder / "__init__.py", [])
+    if importlib.util.find_spec(f"hotloop.{name}") is None:
+        _module(f"hotloop.{name}", root.joinpath(*name.split(".")).with_suffix(".py"), None)
+
+
+def _module(name: str, file: Path, folders: list[str] | None) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
     assert spec is not None
     assert spec.loader is not None
-    bench = importlib.util.module_from_spec(spec)
-    sys.modules["hotloop.bench"] = bench
-    spec.loader.exec_module(bench)
-    package.bench = bench  # type: ignore[attr-defined]
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":

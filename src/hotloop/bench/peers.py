@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import _cells, functional
-from .._backend import info
-from .._contract import PARAMETERS, Array
+from .. import functional, info
+from .._backends import cells as _cells
+from .._core.types import PARAMETERS, Array
 from .check import Inputs, is_stack, make_layer, name_states, run_ours
 from .problems import Problem
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-from .._contract import CELLS
+from .._core.types import CELLS
 
 CellName = Literal["lstm", "gru", "rnn"]
 Mode = Literal["inference", "training"]

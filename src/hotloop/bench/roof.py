@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .._contract import Array
+from .._core.types import Array
 from .problems import Problem
 
 Kind = Literal["fma", "read", "copy", "cell_forward", "cell_backward"]
@@ -34,7 +34,7 @@ class Probe:
     """What to measure: flops, bytes or vectors of units a second."""
 
     kind: Kind
-    cell: str  # as in _contract.CELLS; only the cell probes read it
+    cell: str  # as in types.CELLS; only the cell probes read it
     dtype: str
     bytes: int
 

@@ -31,5 +31,4 @@ __all__ = [
 
 watch(_Layers)
 adapt()
-share_threads()
 del adapt, watch

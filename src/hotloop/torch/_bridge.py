@@ -14,8 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import _backend, _memory, _stack
-from .._contract import (
+from .._core import memory as _memory
+from .._core import settings
+from .._core import stack as _stack
+from .._core.checks import check_grad_sequence, check_ragged, check_resets, check_sequence, check_state, check_threads
+from .._core.dropout import drop
+from .._core.types import (
     LAYERS_STATE_RULE,
     PARAMETERS,
     STATE_RULE,
@@ -27,14 +31,8 @@ from .._contract import (
     Ragged,
     Resets,
     Weights,
-    check_grad_sequence,
-    check_ragged,
-    check_resets,
-    check_sequence,
-    check_state,
-    check_threads,
 )
-from .._dropout import drop
+from ._threads import executor
 
 Tensor = torch.Tensor
 
@@ -117,7 +115,7 @@ def threads_of(threads: Any) -> int:
     """As many as were asked for, or else as both torch and hotloop allow."""
     if threads is not None:
         return check_threads(threads)
-    return min(torch.get_num_threads(), _backend.threads_of(None))
+    return min(torch.get_num_threads(), settings.get_num_threads())
 
 
 def _optional(tensor: Tensor | None) -> Array | None:
@@ -281,9 +279,10 @@ class Call:
         h_n = np.empty(states, dtype)
         c_n = np.empty(states, dtype) if self.cell.has_c else None
         recurrences = _stack.run_forward(
-            _backend.active(), threads_of(self.threads), weights, packed, sequence,
+            settings.active(), threads_of(self.threads), weights, packed, sequence,
             self._state("h0", h0, states, dtype), self._state("c0", c0, states, dtype), layout.time_major(output),
             None if c is None else layout.time_major(c), h_n, c_n, rows.ragged, rows.marks, self._drop(), training,
+            executor=executor(),
         )  # fmt: skip
         saved: list[Array | None] = []
         for layer, of_layer in enumerate(recurrences):
@@ -344,10 +343,10 @@ class Call:
             for first in range(0, len(flags), each)
         ]
         grad_x, parameters = _stack.run_backward(
-            _backend.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
+            settings.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
             self._state("grad_h_n", grad_h_n, states, dtype), self._state("grad_c_n", grad_c_n, states, dtype),
             grads[1], grad_h0, grad_c0, wanted[0], wanted[1] or wanted[2],
-            [names[first : first + directions] for first in range(0, len(names), directions)],
+            [names[first : first + directions] for first in range(0, len(names), directions)], executor(),
         )  # fmt: skip
         results: list[Array | None] = [
             _taken(grad_x, rows.scatter),

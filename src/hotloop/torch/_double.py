@@ -1,5 +1,5 @@
 """The gradient of a gradient, and many gradients at once, in torch's operations, which torch differentiates as often as
-it is asked to. The equations are those of `_cells`.
+it is asked to. The equations are those of `cells`.
 
 Nothing is done step by step that does not have to be. The kernels compute the states of all steps; from these, one
 graph over all steps at once has the step's function and its derivatives. Only the recurrence of the gradients goes from
@@ -21,16 +21,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import _cells
-from .._contract import Cell
-from .._dropout import drop
+from .._backends import cells as _cells
+from .._core.dropout import drop
+from .._core.types import Cell
+from . import _private
 from ._bridge import Call, Ran, Rows, to_array
 from ._packed import Kept
 from ._shapes import check_inputs
 
 Tensor = torch.Tensor
-
-_is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 
 
 def backward(
@@ -47,7 +46,7 @@ def backward(
     """  # fmt: skip
     again = torch.is_grad_enabled()  # a third time
     with torch.enable_grad():
-        with _outside_transforms():
+        with _private.outside_transforms():
             inputs = [_variable(tensor, again) for tensor in inputs]
             upstream = [_variable(tensor, again) for tensor in upstream]
             chosen = [flag and grad is not None for grad, flag in zip(grads, wanted, strict=True)]
@@ -65,17 +64,10 @@ def once(
     """The gradients of the inputs that are wanted, where one upstream stands for many at once."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        with _outside_transforms():
+        with _private.outside_transforms():
             stack = _Stack(call, [_variable(tensor, again) for tensor in inputs], again)
         with torch.set_grad_enabled(again):
             return stack.gradients(upstream, wanted)
-
-
-def _outside_transforms() -> Any:
-    """Out of those of torch.func: of what is computed here only the gradients given may stand for many at once."""
-    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-
-    return temporarily_clear_interpreter_stack()
 
 
 def _both(ones: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
@@ -240,8 +232,8 @@ def _scan(
     transposed: bool, reverse: bool, jacobian: _Jacobian, h: Tensor, c: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """`_loop`, as one node where it can be. Of many gradients at once torch takes no function of ours."""
-    many = any(one is not None and (_is_batched(one) or _is_legacy_batched(one)) for one in (*jacobian, h, c))
-    if many or torch._C._are_functorch_transforms_active():
+    many = any(one is not None and _private.is_many(one) for one in (*jacobian, h, c))
+    if many or _private.transforms_are_active():
         return _loop(_Plain, transposed, reverse, jacobian, h, c)
     results = _Scan.apply(transposed, reverse, h, c, *jacobian)
     return (results, None) if c is None else results

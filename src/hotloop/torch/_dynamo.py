@@ -13,7 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from .._contract import check_flag
+from .._core.checks import check_flag
 from ._imports import when_loaded
 
 _BUILDER = "torch._dynamo.variables.builder"

@@ -11,16 +11,14 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from .._contract import CELLS, Cell, check_return_states
-from . import _ops, _single
+from .._core.checks import check_return_states
+from .._core.types import CELLS, Cell
+from . import _ops, _prepared, _private
 from ._bridge import Call
 from ._packed import MANY_ROWS, PLAIN, Kept
 
 Tensor = torch.Tensor
 _STRIDED = torch.strided
-_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
-_wrapped, _transforms = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.peek_interpreter_stack
-_autocast = torch._C._is_any_autocast_enabled
 
 # A cell's call for one row reads its weights and does little else. Packed ones are read besides the hash's reading of
 # the others, so from this size in bytes on torch, which reads them once, is faster: LSTM H256 (2.1 MB) 51 us in place
@@ -44,17 +42,17 @@ def _traced() -> bool:
     """Whether something looks at the operations of a call instead of only its result."""
     if torch.compiler.is_compiling():  # first: dynamo, which reads this too, knows no other of them
         return True
-    return _modes() > 0 or _tracing() is not None
+    return _private.count_modes() > 0 or _private.tracing_state() is not None
 
 
 def _elsewhere() -> str | None:
     """What is the matter where torch itself has to run the call, whatever its tensors are."""
     # Not `is not None`: of what dynamo has for this value it knows the type alone.
-    if not isinstance(_transforms(), type(None)):
+    if not isinstance(_private.current_transform(), type(None)):
         return "a call inside a transform of torch.func"
     if forward_ad._current_level >= 0:
         return "a call with forward-mode differentiation"
-    if _autocast():
+    if _private.is_any_autocast_enabled():
         return "a call under autocast"
     return None
 
@@ -75,7 +73,7 @@ def _unfit(name: str, tensor: Any, dtype: torch.dtype, traced: bool) -> str | No
         return f"{name} of layout {tensor.layout}"
     if tensor.dtype is not dtype or dtype not in _DTYPES:
         return f"{name} of {tensor.dtype}"
-    if not traced and _wrapped(tensor):
+    if not traced and _private.is_wrapped(tensor):
         return f"{name} that has outlived a transform of torch.func"
     return None
 
@@ -94,7 +92,7 @@ def _flags(resets: Any, traced: bool) -> Any:
 def _fits(state: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return (
         type(state) is Tensor and state.dtype is dtype and state.shape == shape and state.is_cpu
-        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg() and not _wrapped(state)
+        and state.layout is _STRIDED and state.is_contiguous() and not state.is_neg() and not _private.is_wrapped(state)
     )  # fmt: skip
 
 
@@ -194,13 +192,13 @@ class _Recurrent(_Base):
             self.__dict__["_hotloop"] = kept
         return kept
 
-    def _quick(self, layout: str, x: Tensor, hx: Any, resets: Any = None) -> Any:
-        """A call of one layer in one direction: output, h_n and c_n, those that there are. None where anything is
-        unusual: the long way finds out what.
+    def _prepared_call(self, layout: str, x: Tensor, hx: Any, resets: Any = None) -> Any:
+        """A call that can be prepared, of one layer in one direction on dense tensors: output, h_n and c_n, those that
+        there are. None for any other; then `_run` converts what it is given, or says what is wrong.
         """  # fmt: skip
         kept: Kept | None = self.__dict__.get("_hotloop")
         tensors = self._own()
-        if kept is None or tensors is None or not kept.holds(tensors) or kept.direct is None:
+        if kept is None or tensors is None or not kept.holds(tensors) or not kept.prepares:
             return None
         dtype, shape = kept.dtype, x.shape
         if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous():
@@ -250,7 +248,7 @@ class _Recurrent(_Base):
             if resets is not None or self._trained_by_torch:  # backward needs a copy of resets
                 return None
             return _ops.apply(kept.plain(layout), kept, (seq_len, batch_size), x, h0, c0, *tensors)
-        return _single.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0, resets)
+        return _prepared.infer(kept, tensors, (seq_len, batch_size), states, x, h0, c0, resets)
 
     def _run(self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]) -> Any:
         """output, h_n, c_n and c, those that there are; or what is the matter."""
@@ -272,7 +270,7 @@ class _Recurrent(_Base):
         self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tensors: list[Any]
     ) -> list[Tensor]:
         """The same as an op."""
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        if torch.compiler.is_exporting() or _private.tracing_state() is not None:
             # A program that is kept: what it is for is the module's mode. It can be differentiated in any case.
             training = self.training
         else:
@@ -386,7 +384,7 @@ class _Layers(_Recurrent):
             type(input) is Tensor and lengths is None and return_states is False and threads is None
             and not _traced() and _elsewhere() is None
         ):  # fmt: skip
-            results = self._quick("batch_first" if self.batch_first else "time_major", input, hx, resets)
+            results = self._prepared_call("batch_first" if self.batch_first else "time_major", input, hx, resets)
             if results is not None:
                 return (results[0], results[1:]) if len(results) == 3 else results
         extra = lengths is not None or resets is not None or return_states is not False or threads is not None
@@ -635,7 +633,7 @@ class _Cells(_Recurrent):
                 and input.shape[:-1] == (1,)
             ):
                 return self._theirs(input, hx)
-            results = self._quick("step", input, hx)
+            results = self._prepared_call("step", input, hx)
             if results is not None:
                 return (results[0], results[2]) if len(results) == 3 else results[0]
         reason = _elsewhere()

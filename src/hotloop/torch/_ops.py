@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._contract import CELLS
-from . import _double, _packed, _single
+from .._core.types import CELLS
+from . import _double, _packed, _prepared, _private
 from ._bridge import Call, Ran, to_array, to_tensor
 from ._shapes import check_devices, check_extras, check_inputs, check_kind, check_saved, results, saved_shapes
 
 Tensor = torch.Tensor
 
-_executes = torch._C._will_engine_execute_node
-_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-_is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 
 _CALL = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? resets, Tensor? batch_sizes, "
@@ -235,7 +232,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, kept: Any, sizes: Any, x: Tensor, h0: Any, c0: Any, *weights: Tensor) -> Any:
-        """`sizes`, steps and rows, are given where `_single` can do it; a `Ran` where it is done."""
+        """`sizes`, steps and rows, are given where the call can be prepared; a `Ran` where it is done."""
         ctx.set_materialize_grads(False)
         results: Any
         saved: Any
@@ -244,9 +241,9 @@ class Recurrence(torch.autograd.Function):
         elif sizes is None:
             results, saved = call.forward(x, h0, c0, kept.weights, None, True)
         else:
-            results, saved = _single.forward(call, kept, sizes, x, h0, c0)
+            results, saved = _prepared.forward(call, kept, sizes, x, h0, c0)
         output, h_n, c_n, c = results
-        hooked = _hooks(False) is not None
+        hooked = _private.saved_tensors_hooks(False) is not None
         read: list[Any] = [*weights]
         unread = []  # and their versions, by which an error for them can be raised where they are needed after all
         for index in kept.unread(ctx.needs_input_grad[3]):
@@ -284,16 +281,16 @@ class Recurrence(torch.autograd.Function):
         grad_c_n = more.pop(0) if call.cell.has_c else None
         upstream = grad_output, grad_h_n, grad_c_n, more[0] if more else None
         for grad in upstream:  # many at once, as in torch.func.vmap and with `is_grads_batched`
-            if grad is not None and (_is_batched(grad) or _is_legacy_batched(grad)):
+            if grad is not None and _private.is_many(grad):
                 weights = _all_weights(unread, weights)
                 return None, None, None, *_double.once(call, [x, h0, c0, *weights], upstream, wanted)
         if torch.is_grad_enabled():  # for a gradient of the gradient
             left = _as_they_were(ctx, weights), output, c, saved
             every = _all_weights(unread, weights)
             return None, None, None, *Gradient.apply(call, left, wanted, *upstream, x, h0, c0, *every)
-        if sizes is not None and not hooked and kept.unmoved() and kept.direct is not None:
+        if sizes is not None and not hooked and kept.unmoved() and kept.prepares:
             # None: another backend has been chosen since
-            results = _single.backward(call, kept, sizes, upstream, x, h0, c0, output, saved, wanted)
+            results = _prepared.backward(call, kept, sizes, upstream, x, h0, c0, output, saved, wanted)
         else:
             results = call.backward(*upstream, x, h0, c0, _as_they_were(ctx, weights), output, c, saved, wanted)
         return None, None, None, *results
@@ -302,7 +299,7 @@ class Recurrence(torch.autograd.Function):
 def _runs(node: tuple[Any, int]) -> bool:
     """Whether the pass under way goes on to what made an input, or gives its gradient."""
     try:
-        return node[0] is None or _executes(node[0])
+        return node[0] is None or _private.engine_executes(node[0])
     except RuntimeError:  # a leaf that is asked for, which torch does not say of leaves
         return True
 

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import _backend, _memory
-from .._contract import Array, Weights
-from ._bridge import Call
+from .._core import memory as _memory
+from .._core import settings
+from .._core.types import Array, Weights
+from ._bridge import Call, threads_of
+from ._threads import executor
 
 Tensor = torch.Tensor
 
@@ -49,10 +51,12 @@ class Kept:
         self._unread = [*biases, *range(0, call.directions * each, each)], biases
         self.nbytes = sum(tensor.nbytes for tensor in tensors)
         self._of_layout: dict[str, Call] = {}
+        self._one = len(self.weights) * len(self.weights[0]) == 1
         self._backend: Any = None
         self._fingerprint: Any = None
         self._packed: tuple[Any, Any, Any] = None, None, None  # versions, hash, what was packed
-        self._direct: Any = None
+        # Prepared calls, by what they are for, each with what it was made for.
+        self._runs: dict[Any, tuple[Any, Any]] = {}
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors are in this memory."""
@@ -87,26 +91,47 @@ class Kept:
             call = self._of_layout[layout] = replace(self.call, layout=layout)
         return call
 
-    def _prepare(self, backend: Any) -> None:
-        """What a backend can do more than it must."""
-        halves = [half for layer in self.weights for half in layer]
-        make, direct = (getattr(backend, name, None) for name in ("fingerprint", "Direct"))
-        self._fingerprint = None if make is None else make(_arrays(self.weights))
-        self._direct = None if direct is None or len(halves) > 1 else direct(halves[0])
+    def _use(self, backend: Any) -> None:
+        self._fingerprint = backend.fingerprint(_arrays(self.weights))
         self._packed = None, None, None
+        self._runs = {}
         self._backend = backend
 
     @property
-    def direct(self) -> Any:
-        """The one recurrence on addresses, where the backend has such a thing."""
-        if self._backend is not (backend := _backend.active()):
-            self._prepare(backend)
-        return self._direct
+    def prepares(self) -> bool:
+        """Whether calls of these weights can be prepared: one recurrence, and a backend that prepares any."""
+        if self._backend is not (backend := settings.active()):
+            self._use(backend)
+        return self._one and self._fingerprint is not None
+
+    def run(self, seq_len: int, batch_size: int, packed: Any, training: bool) -> Any:
+        """A prepared call, forward; None from a backend that has none. See `Backend.prepare`."""
+        now = settings.current, seq_len, batch_size, packed, threads_of(None), executor()
+        made = self._runs.get(training)
+        if made is None or made[0] != now:
+            run = settings.active().prepare(
+                self.weights[0][0], packed, seq_len=seq_len, batch_size=batch_size, batch_first=False,
+                training=training, threads=now[4], executor=now[5],
+            )  # fmt: skip
+            self._runs[training] = made = now, run
+        return made[1]
+
+    def run_backward(self, seq_len: int, batch_size: int, x_wanted: bool, weights_wanted: bool) -> Any:
+        """The same for backward."""
+        now = settings.current, seq_len, batch_size, threads_of(None), executor()
+        made = self._runs.get((x_wanted, weights_wanted))
+        if made is None or made[0] != now:
+            run = settings.active().prepare_backward(
+                self.weights[0][0], seq_len=seq_len, batch_size=batch_size, batch_first=False, x_wanted=x_wanted,
+                weights_wanted=weights_wanted, threads=now[3], executor=now[4],
+            )  # fmt: skip
+            self._runs[x_wanted, weights_wanted] = made = now, run
+        return made[1]
 
     def packed(self, tensors: Sequence[Tensor]) -> Any:
         """What the backend in use makes of the weights; None where it makes nothing of them."""
-        if self._backend is not (backend := _backend.active()):
-            self._prepare(backend)
+        if self._backend is not (backend := settings.active()):
+            self._use(backend)
         if self._fingerprint is None:
             return None
         before, hashed, packed = self._packed
@@ -125,14 +150,16 @@ _of_ops: dict[tuple[int, int], tuple[StorageWeakRef, Any, Any, Any]] = {}  # by 
 
 def of_op(call: Call, tensors: Sequence[Tensor], weights: list[list[Weights]], x: Tensor) -> Any:
     """Packed weights for an op, which knows no module: kept as long as the memory of the first of them lives."""
-    backend = _backend.active()
-    make = getattr(backend, "fingerprint", None)
-    if make is None or x.numel() >= MANY_ROWS * x.shape[-1] or not all(tensor.is_contiguous() for tensor in tensors):
+    backend = settings.active()
+    if x.numel() >= MANY_ROWS * x.shape[-1] or not all(tensor.is_contiguous() for tensor in tensors):
+        return None
+    fingerprint = backend.fingerprint(_arrays(weights))
+    if fingerprint is None:
         return None
     storage = tensors[0].untyped_storage()
     place = storage._cdata, tensors[0].data_ptr()
     like = backend, call.cell, call.directions, [(tensor.data_ptr(), *_signs(tensor)) for tensor in tensors]
-    hashed = make(_arrays(weights))()
+    hashed = fingerprint()
     entry = _of_ops.get(place)
     if entry is not None and not entry[0].expired() and entry[1] == like and entry[2] == hashed:
         return entry[3]

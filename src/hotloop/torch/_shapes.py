@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .._contract import CELLS, check_return_states
+from .._core.checks import check_return_states
+from .._core.types import CELLS
 from ._bridge import LAYOUTS, Call
 
 Tensor = torch.Tensor

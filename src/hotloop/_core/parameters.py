@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ._contract import Array, Backend, Weights, as_array
+from .arrays import as_array
+from .types import Array
 
 PARAMETER = re.compile(r"(?P<name>(weight|bias)_(ih|hh))_l(?P<layer>\d+)(?P<reverse>_reverse)?")
 _CELLS = {1: "an RNN", 3: "a GRU", 4: "an LSTM"}  # by the number of gates
@@ -67,25 +68,3 @@ def _check_kind(name: str, weight_hh: Array, gates: int) -> None:
                 f"mapping: expected the parameters of {_CELLS[gates]}, got {name} of shape {weight_hh.shape}, "
                 f"which is that of {kind}"
             )
-
-
-class Prepared:
-    """The parameters by name, as weights by layer and direction, and what a backend packed of them for inference.
-
-    A layer replaces it whole: a call or a `vjp` under way keeps the one it began with.
-    """
-
-    def __init__(self, parameters: dict[str, Array], weights: list[list[Weights]]) -> None:
-        self.parameters = parameters
-        self.weights = weights
-        self._packed: tuple[Backend | None, list[list[Any]]] = None, []
-        self.step: tuple[Backend | None, Any] = None, None  # of what is one layer in one direction; see Backend.pack
-
-    def packed(self, backend: Backend) -> list[list[Any]]:
-        packed_by, packed = self._packed
-        if packed_by is not backend:
-            packed = [[backend.pack(weights) for weights in layer] for layer in self.weights]
-            self._packed = backend, packed
-            if len(packed) == len(packed[0]) == 1:
-                self.step = backend, getattr(packed[0][0], "step", None)
-        return packed

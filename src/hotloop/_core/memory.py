@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._environment import natural, quoted, refuse
+from .environment import natural, quoted, refuse
 
 Array = npt.NDArray[Any]
 

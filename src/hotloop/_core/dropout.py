@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ._contract import Array
+from .types import Array
 
 _PIECE = 1 << 18  # elements
 

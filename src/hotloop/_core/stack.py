@@ -6,24 +6,23 @@ that each in its own way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from . import _memory
-from ._contract import (
+from . import memory
+from .types import (
     PARAMETERS,
     Array,
     Backend,
+    Backward,
     Forward,
     Layout,
     Ragged,
     Resets,
     Weights,
-    make_backward,
-    make_forward,
 )
 
 Drop = Callable[[int, Array, Array], Array]  # (layer, its output, out): what the next layer is given of it, in out
@@ -31,7 +30,7 @@ Wanted = Sequence[Sequence[Sequence[str]]]  # by layer and direction: those of P
 
 
 def _like(sequence: Array) -> Array:
-    return _memory.empty(sequence.shape, sequence.dtype)
+    return memory.empty(sequence.shape, sequence.dtype)
 
 
 def halves(directions: int, hidden_size: int, sequence: Array | None) -> list[Any]:
@@ -39,6 +38,64 @@ def halves(directions: int, hidden_size: int, sequence: Array | None) -> list[An
     if sequence is None or directions == 1:
         return [sequence] * directions
     return [sequence[:, :, :hidden_size], sequence[:, :, hidden_size:]]
+
+
+def make_forward(
+    weights: Weights,
+    packed: Any,
+    reverse: bool,
+    x: Array,
+    h0: Array | None,
+    c0: Array | None,
+    output: Array,
+    h_n: Array,
+    c_n: Array | None,
+    training: bool,
+    ragged: Ragged | None = None,
+    resets: Resets | None = None,
+    c: Array | None = None,
+) -> Forward:
+    """A backend's arguments out of checked ones; allocates what backward will need. `c`, like `output`, where the
+    caller wants it.
+    """  # fmt: skip
+    if not training:
+        return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, c, ragged, resets)
+    cell, dtype = weights.cell, weights.dtype
+    seq_len, batch_size, hidden_size = output.shape
+    gates = memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
+    if c is None and cell.has_c:
+        c = memory.empty((seq_len, batch_size, hidden_size), dtype)
+    return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, gates, c, ragged, resets)
+
+
+def make_backward(
+    forward: Forward,
+    grad_output: Array | None,
+    grad_h_n: Array | None,
+    grad_c_n: Array | None,
+    grad_x: Array | None,
+    grad_h0: Array,
+    grad_c0: Array | None,
+    wanted: Container[str],
+    grad_c: Array | None = None,
+) -> Backward:
+    """A backend's arguments out of checked ones; allocates the gradients of those parameters that are wanted."""
+    weights = forward.weights
+    bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
+    return Backward(
+        forward,
+        grad_output,
+        grad_h_n,
+        grad_c_n,
+        grad_x,
+        np.empty_like(weights.weight_ih) if "weight_ih" in wanted else None,
+        np.empty_like(weights.weight_hh) if "weight_hh" in wanted else None,
+        np.empty_like(bias_ih) if bias_ih is not None and "bias_ih" in wanted else None,
+        np.empty_like(bias_hh) if bias_hh is not None and "bias_hh" in wanted else None,
+        grad_h0,
+        grad_c0,
+        grad_c,
+    )
 
 
 def run_forward(
@@ -57,19 +114,22 @@ def run_forward(
     marks: Sequence[Resets | None],
     drop: Drop | None,
     training: bool,
+    reverse: bool = False,
+    executor: Any = None,
 ) -> list[list[Forward]]:
     """Fill output, h_n and, where they are there, c_n and c, both of the last layer.
 
     Weights, and what was packed of them, are by layer and direction; `marks` by direction; states
-    [layers*directions, B, H]. In training, returns what backward needs, by layer and direction. With dropout, x of the
-    upper layers is there what `drop` is given: it can be made again, and is as large as the output it is made of.
+    [layers*directions, B, H]; the first direction runs from the last step where `reverse` says so. In training, returns
+    what backward needs, by layer and direction. With dropout, x of the upper layers is there what `drop` is given: it
+    can be made again, and is as large as the output it is made of.
     """  # fmt: skip
     recurrences: list[list[Forward]] = []
     below = x
     for layer, of_layer in enumerate(weights):
         top, directions = layer == len(weights) - 1, len(of_layer)
         hidden_size, seq_len, batch_size = of_layer[0].hidden_size, *x.shape[:2]
-        sequence = output if top else _memory.empty((seq_len, batch_size, directions * hidden_size), output.dtype)
+        sequence = output if top else memory.empty((seq_len, batch_size, directions * hidden_size), output.dtype)
         of_output = halves(directions, hidden_size, sequence)
         of_c = halves(directions, hidden_size, c if top else None)
         calls = []
@@ -77,13 +137,13 @@ def run_forward(
             index = layer * directions + direction
             calls.append(
                 make_forward(
-                    half, None if packed is None else packed[layer][direction], direction == 1, x,
+                    half, None if packed is None else packed[layer][direction], reverse or direction == 1, x,
                     None if h0 is None else h0[index], None if c0 is None else c0[index],
                     of_output[direction], h_n[index], None if c_n is None else c_n[index], training, ragged,
                     marks[direction], of_c[direction],
                 )
             )  # fmt: skip
-        backend.forward(calls, threads)
+        backend.forward(calls, threads, executor)
         if training:
             if layer and drop is not None:
                 calls = [replace(args, x=below) for args in calls]
@@ -109,6 +169,7 @@ def run_backward(
     x_wanted: bool,
     states_wanted: bool,
     wanted: Wanted,
+    executor: Any = None,
 ) -> tuple[Array | None, list[list[dict[str, Array]]]]:
     """Fill grad_h0 and grad_c0, where states are wanted, and return the gradients of x, in the caller's layout, and of
     the parameters that are wanted, by layer and direction.
@@ -132,7 +193,7 @@ def run_backward(
             if layer > lowest:
                 grads_x.append(_like(x))
             elif x_wanted:
-                grads_x.append(_memory.empty(layout.shape(*x.shape), dtype))
+                grads_x.append(memory.empty(layout.shape(*x.shape), dtype))
             calls.append(
                 make_backward(
                     forward if x is forward.x else replace(forward, x=x),
@@ -146,7 +207,7 @@ def run_backward(
                     of_grad_c[direction],
                 )
             )
-        backend.backward(calls, threads)
+        backend.backward(calls, threads, executor)
         grad_c = None  # it is the last layer's
         for direction, call in enumerate(calls):
             for name in PARAMETERS:

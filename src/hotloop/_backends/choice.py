@@ -12,26 +12,24 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
-from ._contract import Backend, check_threads
-from ._environment import natural, quoted, refuse
-from ._processors import usable
+from .._core import settings
+from .._core.environment import quoted, refuse
+from .._core.types import Backend
 
 ORDER = ("native", "numba", "numpy")
 
 _COST = {"numba": "slower, and compiles at the first call", "numpy": "much slower"}
 
-_active: Backend | None = None
 _why_not: dict[str, str] = {}  # backend: why it could not be loaded
-_threads: int | None = None
 
 
 def load(name: str) -> Backend:
     """The backend of that name, or the ImportError that keeps it from loading."""
-    return cast(Backend, import_module(f"hotloop._{name}"))
+    return cast(Backend, import_module(f"hotloop._backends.{name}"))
 
 
 def _choose() -> Backend:
@@ -63,93 +61,18 @@ def _reasons() -> str:
     return "; ".join(f"{name} is not in use: {why}" for name, why in _why_not.items())
 
 
-def active() -> Backend:
-    """The backend in use; chosen when hotloop is imported."""
-    global _active
-    if _active is None:
-        _active = _choose()
-    return _active
+def choose() -> Backend:
+    """Choose the backend that runs, unless that has been done."""
+    if settings.current.backend is None:
+        settings.use_backend(_choose())
+    return settings.active()
 
 
 def use(name: str) -> Callable[[], None]:
     """Switch the process to a backend (for tests and benchmarks). Returns a function that switches back."""
-    global _active
-    before, _active = active(), load(name)
-
-    def restore() -> None:
-        global _active
-        _active = before
-
-    return restore
-
-
-def processors() -> int:
-    """How many processors this process may use: by its affinity and its CPU quota (cpu.max, cpu.cfs_quota_us)."""
-    return usable()
-
-
-def get_num_threads() -> int:
-    """Return how many threads a call uses unless it is given `threads=`.
-
-    At first the value of HOTLOOP_NUM_THREADS; where that is not set, the number of processors that this process may
-    use, by its affinity and by the CPU quota of its container, and no more than OMP_NUM_THREADS. Small calls run on one
-    thread however many are allowed.
-
-    Examples
-    --------
-    >>> import hotloop
-    >>> hotloop.get_num_threads() >= 1
-    True
-    """
-    global _threads
-    if _threads is None:
-        text = os.environ.get("HOTLOOP_NUM_THREADS", "")
-        if not text:
-            _threads = _default_threads()
-        elif number := natural(text):
-            _threads = check_threads(number)
-        else:
-            refuse(ValueError(f"HOTLOOP_NUM_THREADS: expected an integer >= 1, got {quoted(text)}"))
-    return _threads
-
-
-def _default_threads() -> int:
-    """OMP_NUM_THREADS may be a list, by levels of nesting; what it says besides is OpenMP's to complain about."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return min(processors(), natural(first) or processors())
-
-
-def set_num_threads(threads: int) -> None:
-    """Set how many threads a call uses unless it is given `threads=`.
-
-    Parameters
-    ----------
-    threads : int
-        At least 1. A call never uses more threads than the process may run on. The results do not depend on it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `threads` is not an integer, or below 1.
-
-    Examples
-    --------
-    >>> import hotloop
-    >>> before = hotloop.get_num_threads()
-    >>> hotloop.set_num_threads(1)
-    >>> hotloop.get_num_threads()
-    1
-    >>> hotloop.set_num_threads(before)
-    """
-    global _threads
-    _threads = check_threads(threads)
-
-
-def threads_of(threads: Any) -> int:
-    """How many threads a call uses that was given `threads=`."""
-    if threads is not None:
-        return check_threads(threads)
-    return get_num_threads() if _threads is None else _threads
+    before = settings.current.backend
+    settings.use_backend(load(name))
+    return lambda: settings.use_backend(before)
 
 
 @dataclass(frozen=True)
@@ -219,7 +142,7 @@ def info() -> Info:
     >>> hotloop.info().backend in ("native", "numba", "numpy")
     True
     """
-    backend = active()
+    backend = settings.active()
     reasons = dict(_why_not)
     wanted = os.environ.get("HOTLOOP_BACKEND", "")
     if wanted == backend.NAME:
@@ -228,9 +151,9 @@ def info() -> Info:
         version=version(),
         backend=backend.NAME,
         variant=backend.description(),
-        isas=tuple(getattr(backend, "isas", tuple)()),
-        threads=get_num_threads(),
-        processors=processors(),
+        isas=backend.isas(),
+        threads=settings.get_num_threads(),
+        processors=settings.processors(),
         not_in_use=reasons,
         python=sys.version.split()[0],
         numpy=np.__version__,

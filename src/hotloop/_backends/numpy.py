@@ -1,6 +1,6 @@
 """The specification: what every backend computes, readable first. It is also the backend of last resort.
 
-One driver for all cells; what differs between them is in `_cells`. It is itself checked by finite differences in
+One driver for all cells; what differs between them is in `cells`. It is itself checked by finite differences in
 float64 and by torch. Where a faster backend disagrees with it, the faster backend is wrong.
 """
 
@@ -11,10 +11,30 @@ from typing import Any
 
 import numpy as np
 
-from . import _cells
-from ._contract import GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, Array, Backward, Forward, Weights
+from .._core.types import GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, Array, Backward, Forward, Weights
+from . import cells
 
 NAME = "numpy"
+
+
+def isas() -> tuple[str, ...]:
+    return ()
+
+
+def prepare(*_: Any, **__: Any) -> None:
+    """Nothing is decided before a call."""
+
+
+def prepare_backward(*_: Any, **__: Any) -> None:
+    """The same."""
+
+
+def fingerprint(arrays: Sequence[Array]) -> None:
+    """Nothing is packed that a hash would be cheaper than."""
+
+
+def openmp_executor(parallel: int, max_threads: int) -> None:
+    """No call takes an executor."""
 
 
 def description() -> str:
@@ -59,7 +79,7 @@ def _bias(bias: Array | None) -> Any:
     return 0 if bias is None else bias
 
 
-def forward(recurrences: Sequence[Forward], threads: int) -> None:
+def forward(recurrences: Sequence[Forward], threads: int, executor: Any = None) -> None:
     """One recurrence after the other; np.matmul has threads of its own."""
     for args in recurrences:
         _forward(args)
@@ -85,7 +105,7 @@ def _forward(args: Forward) -> None:
         saved: tuple[Array, ...] = ()
         if cell is LSTM:
             a_i, a_f, a_g, a_o = np.split(x_share + h_share, 4, axis=1)
-            i, f, g, o, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, np.tanh, sigmoid)
+            i, f, g, o, c, h = cells.lstm_forward(a_i, a_f, a_g, a_o, c, np.tanh, sigmoid)
             saved = (i, f, g, o)
             c_n[rows] = c
             if args.c is not None:
@@ -93,19 +113,19 @@ def _forward(args: Forward) -> None:
         elif cell is GRU:
             x_r, x_z, x_n = np.split(x_share, 3, axis=1)
             h_r, h_z, q = np.split(h_share, 3, axis=1)
-            r, z, n, h = _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, np.tanh, sigmoid)
+            r, z, n, h = cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, np.tanh, sigmoid)
             saved = (r, z, n, q)
         elif cell is GRU_RESET_BEFORE:
             x_r, x_z, x_n = np.split(x_share, 3, axis=1)
             h_r, h_z = np.split(h_share, 2, axis=1)
-            r, z, reset_h = _cells.gru_reset_before_gates(x_r + h_r, x_z + h_z, h, sigmoid)
+            r, z, reset_h = cells.gru_reset_before_gates(x_r + h_r, x_z + h_z, h, sigmoid)
             reset_share = reset_h @ w.weight_hh[of_h:].T + _bias(None if w.bias_hh is None else w.bias_hh[of_h:])
-            n, h = _cells.gru_reset_before_forward(x_n + reset_share, z, h, np.tanh)
+            n, h = cells.gru_reset_before_forward(x_n + reset_share, z, h, np.tanh)
             saved = (r, z, n)
         elif cell is RNN_RELU:
-            h = _cells.rnn_relu_forward(x_share + h_share, relu)
+            h = cells.rnn_relu_forward(x_share + h_share, relu)
         else:
-            h = _cells.rnn_tanh_forward(x_share + h_share, np.tanh)
+            h = cells.rnn_tanh_forward(x_share + h_share, np.tanh)
         h_n[rows] = h
         args.output[place] = h
         if args.gates is not None:
@@ -115,7 +135,7 @@ def _forward(args: Forward) -> None:
         args.c_n[...] = c_n
 
 
-def backward(recurrences: Sequence[Backward], threads: int) -> None:
+def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None) -> None:
     """One recurrence after the other, as forward."""
     for args in recurrences:
         _backward(args)
@@ -154,28 +174,28 @@ def _backward(args: Backward) -> None:
             c_prev = c0[rows] if before is None else fwd.c[before]
             if reset is not None:
                 c_prev = np.where(reset, c_reset[rows], c_prev)
-            *da, dc = _cells.lstm_backward(i, f, g, o, c_prev, fwd.c[place], dh, dc, np.tanh)
+            *da, dc = cells.lstm_backward(i, f, g, o, c_prev, fwd.c[place], dh, dc, np.tanh)
             dx_share = dh_share = np.concatenate(da, axis=1)  # [B, G*H], of x_share and h_share
         elif cell is GRU:
             assert fwd.gates is not None
             r, z, n, q = np.split(fwd.gates[place], 4, axis=1)
-            da_r, da_z, dx_n, dq, dh_direct = _cells.gru_backward(r, z, n, q, h_prev, dh)
+            da_r, da_z, dx_n, dq, dh_direct = cells.gru_backward(r, z, n, q, h_prev, dh)
             dx_share = np.concatenate((da_r, da_z, dx_n), axis=1)
             dh_share = np.concatenate((da_r, da_z, dq), axis=1)
         elif cell is GRU_RESET_BEFORE:
             assert fwd.gates is not None
             r, z, n = np.split(fwd.gates[place], 3, axis=1)
-            da_z, da_n, dh_direct = _cells.gru_reset_before_backward(z, n, h_prev, dh)
+            da_z, da_n, dh_direct = cells.gru_reset_before_backward(z, n, h_prev, dh)
             dreset_h = da_n @ w.weight_hh[of_h:]
-            da_r, dh_direct = _cells.gru_reset_before_backward_reset(r, h_prev, dreset_h, dh_direct)
+            da_r, dh_direct = cells.gru_reset_before_backward_reset(r, h_prev, dreset_h, dh_direct)
             dx_share = np.concatenate((da_r, da_z, da_n), axis=1)
             dh_share = dx_share
             if args.grad_weight_hh is not None:
                 args.grad_weight_hh[of_h:] += da_n.T @ (r * h_prev)
         elif cell is RNN_RELU:
-            dx_share = dh_share = _cells.rnn_relu_backward(h, dh)
+            dx_share = dh_share = cells.rnn_relu_backward(h, dh)
         else:
-            dx_share = dh_share = _cells.rnn_tanh_backward(h, dh)
+            dx_share = dh_share = cells.rnn_tanh_backward(h, dh)
         dh = dh_share[:, :of_h] @ w.weight_hh[:of_h] + dh_direct
         if args.grad_x is not None:
             args.grad_x[place] = dx_share @ w.weight_ih

@@ -1,7 +1,7 @@
 """What the numba backend compiles: the time loops, the product of a step, sigmoid and tanh.
 
 Every function here is compiled for this processor and one dtype at its first use; nothing is when the module is
-imported. The cell equations are those of `_cells`. Arrays are C-contiguous and writeable, so that one signature a dtype
+imported. The cell equations are those of `cells`. Arrays are C-contiguous and writeable, so that one signature a dtype
 is all there is to compile. LLVM vectorises the loops over j (units), whose pointers it compares once a loop.
 
 t is a step's place in memory, which `reverse` turns around. A row of pre-activations [A, H] holds the gates of the cell
@@ -19,7 +19,7 @@ import numpy as np
 from numba import from_dtype, njit, types
 from numba.extending import intrinsic, overload
 
-from . import _cells
+from . import cells
 
 # Nothing is assumed of NaN, infinities and the order of sums.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
@@ -41,18 +41,18 @@ def _in_loop(function: Any) -> Any:
     return _inner(function, _IN_LOOP)
 
 
-rnn_tanh_forward = _in_loop(_cells.rnn_tanh_forward)
-rnn_tanh_backward = _in_loop(_cells.rnn_tanh_backward)
-rnn_relu_forward = _in_loop(_cells.rnn_relu_forward)
-rnn_relu_backward = _in_loop(_cells.rnn_relu_backward)
-lstm_forward = _in_loop(_cells.lstm_forward)
-lstm_backward = _in_loop(_cells.lstm_backward)
-gru_forward = _in_loop(_cells.gru_forward)
-gru_backward = _in_loop(_cells.gru_backward)
-gru_reset_before_gates = _in_loop(_cells.gru_reset_before_gates)
-gru_reset_before_forward = _in_loop(_cells.gru_reset_before_forward)
-gru_reset_before_backward = _in_loop(_cells.gru_reset_before_backward)
-gru_reset_before_backward_reset = _in_loop(_cells.gru_reset_before_backward_reset)
+rnn_tanh_forward = _in_loop(cells.rnn_tanh_forward)
+rnn_tanh_backward = _in_loop(cells.rnn_tanh_backward)
+rnn_relu_forward = _in_loop(cells.rnn_relu_forward)
+rnn_relu_backward = _in_loop(cells.rnn_relu_backward)
+lstm_forward = _in_loop(cells.lstm_forward)
+lstm_backward = _in_loop(cells.lstm_backward)
+gru_forward = _in_loop(cells.gru_forward)
+gru_backward = _in_loop(cells.gru_backward)
+gru_reset_before_gates = _in_loop(cells.gru_reset_before_gates)
+gru_reset_before_forward = _in_loop(cells.gru_reset_before_forward)
+gru_reset_before_backward = _in_loop(cells.gru_reset_before_backward)
+gru_reset_before_backward_reset = _in_loop(cells.gru_reset_before_backward_reset)
 
 
 # sigmoid and tanh, as in csrc/kernels/math.h: both from one expm1 on the negative axis. Calls into libm would keep LLVM
@@ -407,7 +407,7 @@ def _gru_reset_before_back(
 
 # What is compiled and called, one function each, for numba to keep on disk. Every argument is written out, since numba
 # takes no *arguments with a signature. It names the files after the function and takes them for current as long as this
-# file is the same, so the name says what `_cells` is too.
+# file is the same, so the name says what `cells` is too.
 
 
 def forward_rnn_tanh(
@@ -514,7 +514,7 @@ def kernel(name: str, dtype: np.dtype[Any]) -> Any:
 def _compile(function: Any, signature: Any) -> Any:
     """With the machine code kept on disk where that can be: numba raises where no folder is writable, or it is full."""
     try:
-        source = inspect.getsource(_cells)
+        source = inspect.getsource(cells)
         function.__qualname__ = f"{function.__name__}_{zlib.crc32(source.encode()):08x}"
         return njit(signature, cache=True, **_OUTER)(function)
     except Exception:  # an error that has nothing to do with the disk comes again

@@ -27,8 +27,8 @@ except Exception as error:  # e.g. a numpy too new for it
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-from . import _numba_kernels as _kernels
-from ._contract import Array, Backward, Cell, Forward, Weights
+from .._core.types import Array, Backward, Cell, Forward, Weights
+from . import numba_kernels as _kernels
 
 NAME = "numba"
 
@@ -37,6 +37,26 @@ NAME = "numba"
 _CHUNK_ELEMENTS = 1 << 17
 _CHUNK_ROWS = 64, 4096
 _CHUNK_WORK = 1 << 29
+
+
+def isas() -> tuple[str, ...]:
+    return ()
+
+
+def prepare(*_: Any, **__: Any) -> None:
+    """Nothing is decided before a call."""
+
+
+def prepare_backward(*_: Any, **__: Any) -> None:
+    """The same."""
+
+
+def fingerprint(arrays: Sequence[Array]) -> None:
+    """Nothing is packed that a hash would be cheaper than."""
+
+
+def openmp_executor(parallel: int, max_threads: int) -> None:
+    """No call takes an executor."""
 
 
 def description() -> str:
@@ -118,7 +138,7 @@ def _project(packed: Packed, x: Array, a: Array) -> None:
     a[:, projected:] = packed.bias[projected:]
 
 
-def forward(recurrences: Sequence[Forward], threads: int) -> None:
+def forward(recurrences: Sequence[Forward], threads: int, executor: Any = None) -> None:
     """One recurrence after the other."""
     for args in recurrences:
         if args.ragged is not None or args.resets is not None:
@@ -162,7 +182,7 @@ def _forward(args: Forward) -> None:
         args.c_n[...] = c
 
 
-def backward(recurrences: Sequence[Backward], threads: int) -> None:
+def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None) -> None:
     """One recurrence after the other, as forward."""
     for args in recurrences:
         forward = args.forward

@@ -1,5 +1,5 @@
-"""One recurrence over sequences that lie one step after the other: what `Call` does, with nothing asked that is known
-already, and made by address. Around the kernels of one step that takes a third of its time.
+"""One recurrence over sequences that lie one step after the other, as a prepared call on addresses: what `Call` does,
+with nothing asked that is known already.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _memory
-from ._bridge import Call, threads_of, to_tensor
+from .._core import memory as _memory
+from ._bridge import Call, to_tensor
 from ._packed import MANY_ROWS, Kept
 
 Tensor = torch.Tensor
@@ -20,12 +20,12 @@ Sizes = tuple[int, int]  # steps and rows
 
 
 def _allocator(sizes: Sizes, hidden_size: int) -> Any:
-    """np.empty for so little that asking `_memory`, 0.5 us an array, is not worth it: in float32 it would keep none."""
+    """np.empty for so little that asking `memory`, 0.5 us an array, is not worth it: in float32 it would keep none."""
     return np.empty if sizes[0] * sizes[1] * hidden_size < 1 << 13 else _memory.empty
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def infer(
@@ -45,10 +45,8 @@ def infer(
     empty = _allocator(sizes, weights.hidden_size)
     output, h_n = empty((*x.shape[:-1], weights.hidden_size), dtype), np.empty(states, dtype)
     c_n = np.empty(states, dtype) if weights.cell.has_c else None
-    kept.direct.infer(
-        packed, seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, _address(resets),
-        threads_of(None),
-    )  # fmt: skip
+    run = kept.run(seq_len, batch_size, packed, False)
+    run(x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, None, None, _address(resets))
     if c_n is None:
         return to_tensor(output), to_tensor(h_n)
     return to_tensor(output), to_tensor(h_n), to_tensor(c_n)
@@ -66,9 +64,8 @@ def forward(
     c_n = np.empty(states, dtype) if cell.has_c else None
     gates = empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
     c = empty((seq_len, batch_size, hidden_size), dtype) if cell.has_c else None
-    kept.direct.forward(
-        seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, gates, c, threads_of(None)
-    )
+    run = kept.run(seq_len, batch_size, None, True)
+    run(x.data_ptr(), _address(h0), _address(c0), output, h_n, c_n, gates, c, None)
     saved = [] if gates is None else [to_tensor(gates)] if c is None else [to_tensor(gates), to_tensor(c)]
     return (to_tensor(output), to_tensor(h_n), None if c_n is None else to_tensor(c_n), None), saved
 
@@ -101,11 +98,11 @@ def backward(
         np.empty(array.shape, dtype) if flag and array is not None else None
         for array, flag in zip(weights[4:], wanted[3:] if call.bias else (*wanted[3:], False, False), strict=True)
     ]
-    kept.direct.backward(
-        seq_len, batch_size, x.data_ptr(), _address(h0), _address(c0), output.data_ptr(),
-        saved[0].data_ptr() if cell.saved else 0, saved[1].data_ptr() if cell.has_c else 0,
-        (_address(grads[0]), _address(grads[1]), _address(grads[2])), grad_x, of_weights, grad_h0, grad_c0,
-        threads_of(None),
+    run = kept.run_backward(seq_len, batch_size, wanted[0], of_weights[0] is not None or of_weights[1] is not None)
+    run(
+        x.data_ptr(), _address(h0), _address(c0), output.data_ptr(), saved[0].data_ptr() if cell.saved else None,
+        saved[1].data_ptr() if cell.has_c else None, None, *map(_address, grads), *[None] * (3 - len(grads)), grad_x,
+        *of_weights, grad_h0, grad_c0,
     )  # fmt: skip
     results = [grad_x, grad_h0 if wanted[1] else None, grad_c0 if wanted[2] else None, *of_weights]
     return [None if array is None else to_tensor(array) for array in results[: len(wanted)]]

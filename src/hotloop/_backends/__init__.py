@@ -1,0 +1,1 @@
+"""The backends, and which of them runs."""

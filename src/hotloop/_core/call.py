@@ -1,0 +1,441 @@
+"""The one call under functions and layers: its arguments checked, its results allocated, its recurrences run.
+
+What depends on sizes alone is decided when a call of these sizes is planned, and kept for the next one. A call then
+checks what its own arrays could break. Arrays that are as backends take them, as `plain` says, are not looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import memory, settings
+from .arrays import as_array, finish_output, make_output, plain, plain_out, with_unit_feature_stride
+from .checks import (
+    check_grad_sequence,
+    check_layout,
+    check_output,
+    check_ragged,
+    check_resets,
+    check_return_states,
+    check_size,
+    check_state,
+)
+from .stack import Drop, Wanted, run_backward, run_forward
+from .types import (
+    LAYERS_STATE_RULE,
+    STATE_RULE,
+    ZEROS,
+    Array,
+    Backend,
+    Forward,
+    Layout,
+    Resets,
+    Run,
+    Weights,
+)
+
+# Of fewer elements an array is soonest had from malloc; to ask for memory used before takes 0.2 us. And to copy an x of
+# fewer elements takes less than to pass its strides.
+_FEW = 1 << 13
+
+
+class Stack:
+    """The recurrences of a call, by layer and direction, and what is kept for the next call of the same sizes."""
+
+    __slots__ = ("_packed", "cell", "directions", "dtype", "layers", "plans", "reverse", "stacked", "weights")
+
+    def __init__(self, weights: list[list[Weights]], *, stacked: bool, reverse: bool = False) -> None:
+        """`stacked`: states are [layers*directions, B, H] and weights are kept packed; or else they are those of one
+        recurrence, [B, H], which runs once, from the last step where `reverse` says so.
+        """  # fmt: skip
+        first = weights[0][0]
+        self.weights = weights
+        self.cell, self.dtype = first.cell, first.dtype
+        self.layers, self.directions = len(weights), len(weights[0])
+        self.stacked, self.reverse = stacked, reverse
+        self.plans: list[_Planned | None] = [None, None]  # the last one for inference, and for training
+        self._packed: tuple[Backend | None, list[list[Any]]] = None, []
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """What the shape of states begins with."""
+        return (self.layers * self.directions,) if self.stacked else ()
+
+    @property
+    def state_rule(self) -> str:
+        return LAYERS_STATE_RULE if self.stacked else STATE_RULE
+
+    @property
+    def features(self) -> str:
+        """The last size of the output, in words."""
+        return "2*hidden_size" if self.directions == 2 else "hidden_size"
+
+    def packed(self, backend: Backend) -> list[list[Any]]:
+        """The weights as the backend's inference reads them, packed at the first call."""
+        packed_by, packed = self._packed
+        if packed_by is not backend:
+            packed = [[backend.pack(weights) for weights in layer] for layer in self.weights]
+            self._packed = backend, packed
+        return packed
+
+
+class _Planned(NamedTuple):
+    """A call of these sizes, and what was decided for it."""
+
+    settings: settings.Settings
+    threads: Any
+    batch_first: Any
+    flat: bool
+    x_shape: tuple[int, ...]  # as the caller has it, as all shapes here
+    output: tuple[int, ...]
+    states: tuple[int, ...]
+    run: Run | None  # a call of one recurrence without lengths, where the backend prepares such
+    empty: Callable[..., Array]  # for what grows with seq_len
+    sizes: _Sizes
+
+
+class _Sizes(NamedTuple):
+    """The same as backends see it."""
+
+    layout: Layout
+    seq_len: int
+    batch_size: int
+    hidden_size: int  # of the output: of both directions
+    threads: int
+
+    @property
+    def sequence(self) -> tuple[int, int, int]:
+        """The shape of the output, [T, B, *]."""
+        return self.seq_len, self.batch_size, self.hidden_size
+
+
+def _plan(stack: Stack, x: Any, batch_first: Any, flat: bool, threads: Any, training: bool) -> tuple[Array, _Planned]:
+    """`x` as an array, in the caller's layout, and the plan of its sizes."""
+    first, directions = stack.weights[0][0], stack.directions
+    x = as_array("x", x, stack.dtype)
+    layout, seq_len, batch_size = check_layout(x, first.input_size, batch_first=batch_first, flat=flat)
+    check_size(first, seq_len, batch_size, training)
+    count, now = settings.threads_of(threads), settings.current
+    backend, hidden_size = settings.active(), first.hidden_size
+    states = (*stack.lead, hidden_size) if layout.unbatched else (*stack.lead, batch_size, hidden_size)
+    run = None
+    if stack.layers == directions == 1 and not flat and not stack.reverse:
+        packed = stack.packed(backend)[0][0] if stack.stacked and not training else None
+        run = backend.prepare(
+            first, packed, seq_len=seq_len, batch_size=batch_size, batch_first=layout.batch_first, training=training,
+            threads=count,
+        )  # fmt: skip
+    width = directions * hidden_size
+    few = x.size < _FEW and seq_len * batch_size * width < _FEW
+    planned = _Planned(
+        now, threads, batch_first, flat, x.shape, layout.shape(seq_len, batch_size, width), states, run,
+        np.empty if few else memory.empty, _Sizes(layout, seq_len, batch_size, width, count),
+    )  # fmt: skip
+    stack.plans[training] = planned
+    return x, planned
+
+
+class Saved(NamedTuple):
+    """What backward needs of a call in training. Of a prepared call, `arrays`: x, h0, c0, output, gates, c and resets,
+    in the caller's layout; of another there are `recurrences`.
+    """  # fmt: skip
+
+    stack: Stack
+    planned: _Planned
+    batch_size: int
+    drop: Drop | None
+    arrays: tuple[Array | None, ...] | None
+    recurrences: list[list[Forward]] | None
+
+    def as_recurrences(self) -> list[list[Forward]]:
+        if self.recurrences is not None:
+            return self.recurrences
+        assert self.arrays is not None
+        x, h0, c0, output, gates, c, marks = self.arrays
+        assert x is not None
+        assert output is not None
+        weights, layout = self.stack.weights[0][0], self.planned.sizes.layout
+        shape = self.batch_size, weights.hidden_size
+        h_n = np.empty(shape, weights.dtype)
+        h0, c0 = (state if state is None else state.reshape(shape) for state in (h0, c0))
+        return [[
+            Forward(
+                weights, None, False, layout.time_major(x), h0, c0, layout.time_major(output), h_n, None, gates, c,
+                None, None if marks is None else Resets(layout.time_major(marks), False),
+            )
+        ]]  # fmt: skip
+
+
+# output, h_n, c_n and c, as the caller sees them, and in training what backward needs. A named tuple takes 0.2 us.
+Results = tuple[Array, Array, Array | None, Array | None, Saved | None]
+
+
+def run(
+    stack: Stack, x: Any, h0: Any, c0: Any, batch_first: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any,
+    return_states: Any, threads: Any, out: Any, training: bool, drop: Drop | None, parameters: Sequence[Any],
+) -> Results:  # fmt: skip
+    """Check the arguments of a call, run it and return its results. `parameters` are those that `out` must lie apart
+    from, in the order of PARAMETERS, as the caller has them.
+    """  # fmt: skip
+    given, dtype, planned = x, stack.dtype, stack.plans[training]
+    if planned is not None:
+        before, of_threads, first, flat, x_shape, of_output, states, prepared, empty, _ = planned
+    if (
+        planned is None or not plain(x, dtype, x_shape) or before is not settings.current
+        or of_threads is not threads or first is not batch_first or flat is not (offsets is not None)
+    ):  # fmt: skip
+        x, planned = _plan(stack, x, batch_first, offsets is not None, threads, training)
+        *_, of_output, states, prepared, empty, _ = planned
+        if not x.flags.c_contiguous:
+            if empty is np.empty:
+                x = np.ascontiguousarray(x)
+            else:
+                prepared = None
+    if (
+        prepared is None or lengths is not None or return_states is not False or reset_state is not ZEROS
+    ):  # fmt: skip
+        return _run(
+            stack, planned, given, x, h0, c0, lengths, offsets, resets, reset_state, return_states, out, training, drop,
+            parameters,
+        )  # fmt: skip
+    given_states = h0, c0
+    if h0 is not None and (training or not plain(h0, dtype, states)):
+        h0 = _state(stack, planned, "h0", h0, planned.sizes.batch_size, copy=training)
+    if c0 is not None and (training or not plain(c0, dtype, states)):
+        c0 = _state(stack, planned, "c0", c0, planned.sizes.batch_size, copy=training)
+    marks = None if resets is None else _dense_resets(planned, x, resets, copy=training)
+    if out is None:
+        output = empty(of_output, dtype)
+    else:
+        output = _dense_out(stack, planned, out, given, *given_states, resets, parameters)
+    h_n = np.empty(states, dtype)
+    c_n = np.empty(states, dtype) if stack.cell.has_c else None
+    gates = c = saved = None
+    if training:
+        rows, cell, hidden_size = (planned.sizes.seq_len, planned.sizes.batch_size), stack.cell, states[-1]
+        gates = empty((*rows, cell.saved * hidden_size), dtype) if cell.saved else None
+        c = empty((*rows, hidden_size), dtype) if cell.has_c else None
+        saved = Saved(stack, planned, planned.sizes.batch_size, None, (x, h0, c0, output, gates, c, marks), None)
+    prepared(x, h0, c0, output, h_n, c_n, gates, c, marks)
+    if out is not None and output is not out:
+        out[...] = output
+        output = out
+    return output, h_n, c_n, None, saved
+
+
+_BOOL = np.dtype(np.bool_)
+
+
+def _dense_resets(planned: _Planned, x: Array, resets: Any, *, copy: bool) -> Array:
+    """`resets`, to zeros, in the caller's layout."""
+    if not copy and plain(resets, _BOOL, planned.x_shape[:-1]):
+        return resets  # type: ignore[no-any-return]
+    layout = planned.sizes.layout
+    checked = check_resets(layout.time_major(x), layout, resets, ZEROS, copy=copy)
+    assert checked is not None
+    return np.ascontiguousarray(layout.outer(checked.at))
+
+
+def _dense_out(
+    stack: Stack, planned: _Planned, out: Any, x: Any, h0: Any, c0: Any, resets: Any,
+    parameters: Sequence[Any],
+) -> Array:  # fmt: skip
+    """Where a prepared call writes its output: `out`, or an array to be copied there."""
+    if plain_out(out, stack.dtype, planned.output, (x, h0, c0, resets, *parameters)):
+        return out  # type: ignore[no-any-return]
+    _check_out(stack, planned, out, x, h0, c0, resets, parameters)
+    if out.flags.c_contiguous and out.flags.aligned:
+        return out  # type: ignore[no-any-return]
+    return planned.empty(planned.output, stack.dtype)
+
+
+def _state(stack: Stack, planned: _Planned, name: str, state: Any, batch_size: int, *, copy: bool = False) -> Any:
+    """A state, [*, B, H], checked and contiguous."""
+    shape = (*stack.lead, batch_size, planned.states[-1])
+    return check_state(name, state, stack.state_rule, shape, stack.dtype, planned.sizes.layout.unbatched, copy)
+
+
+def _check_out(
+    stack: Stack, planned: _Planned, out: Any, x: Any, h0: Any, c0: Any, resets: Any, parameters: Sequence[Any]
+) -> tuple[Array, Array]:
+    """`out`, and where backends write, [T, B, *], which may be other memory; see `check_output`."""
+    layout = planned.sizes.layout
+    names = ("x", "h0", "c0", "resets", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    inputs = dict(zip(names, (x, h0, c0, resets, *parameters), strict=False))
+    shape = planned.sizes.sequence
+    return check_output(out, layout, shape, stack.features, stack.dtype, inputs)
+
+
+def _run(
+    stack: Stack, planned: _Planned, given: Any, x: Array, h0: Any, c0: Any, lengths: Any, offsets: Any, resets: Any,
+    reset_state: Any, return_states: Any, out: Any, training: bool, drop: Drop | None, parameters: Sequence[Any],
+) -> Results:  # fmt: skip
+    """A call of any number of recurrences, steps and options."""
+    layout, dtype, cell = planned.sizes.layout, stack.dtype, stack.cell
+    sequence = with_unit_feature_stride(layout.time_major(x))
+    batch_size, given_states = planned.sizes.batch_size, (h0, c0)
+    ragged = None
+    if lengths is not None or offsets is not None:
+        ragged = check_ragged(sequence, layout, lengths, offsets)
+        if layout.flat and ragged is not None:
+            batch_size = len(ragged.lengths)
+    marks: list[Resets | None] = [None] * stack.directions
+    if resets is not None or reset_state is not ZEROS:
+        marks[0] = check_resets(sequence, layout, resets, reset_state, copy=training)
+        if stack.directions == 2 and marks[0] is not None:
+            marks[1] = marks[0].of_reverse(ragged)
+    every_c = check_return_states(cell, return_states) if return_states is not False else False
+    h0 = _state(stack, planned, "h0", h0, batch_size, copy=training)
+    c0 = _state(stack, planned, "c0", c0, batch_size, copy=training)
+    shape = planned.sizes.sequence
+    if out is None:
+        output, last = make_output(layout, shape, dtype)
+    else:
+        output, last = _check_out(stack, planned, out, given, *given_states, resets, parameters)
+    c, last_c = make_output(layout, shape, dtype) if every_c else (None, None)
+    states = (stack.layers * stack.directions, batch_size, planned.states[-1])
+    h_n = np.empty(states, dtype)
+    c_n = np.empty(states, dtype) if cell.has_c else None
+    if not stack.stacked:
+        h0, c0 = (state if state is None else state[np.newaxis] for state in (h0, c0))
+    backend = planned.settings.backend
+    assert backend is not None
+    recurrences = run_forward(
+        backend, planned.sizes.threads, stack.weights, None if training or not stack.stacked else stack.packed(backend),
+        sequence, h0, c0, last, last_c, h_n, c_n, ragged, marks, drop, training, stack.reverse,
+    )  # fmt: skip
+    if out is not None:
+        finish_output(output, last, layout)
+    saved = Saved(stack, planned, batch_size, drop, None, recurrences) if training else None
+    if not stack.stacked:
+        h_n, c_n = h_n[0], None if c_n is None else c_n[0]
+    return output, layout.state(h_n), None if c_n is None else layout.state(c_n), c, saved
+
+
+class Upstream(NamedTuple):
+    """Gradients of the results, as the caller has them; None counts as zero."""
+
+    output: Any
+    h_n: Any
+    c_n: Any
+    c: Any
+
+
+class Downstream(NamedTuple):
+    """Gradients of the arguments that are wanted, as the caller sees them; of parameters by layer and direction."""
+
+    x: Array | None
+    h0: Array | None
+    c0: Array | None
+    parameters: list[list[dict[str, Array]]]
+
+
+def backward(saved: Saved, upstream: Upstream, x_wanted: bool, states_wanted: bool, wanted: Wanted) -> Downstream:
+    """Check upstream gradients of a call and return the others."""
+    stack, planned = saved.stack, saved.planned
+    if saved.arrays is not None and upstream.c is None:
+        backend, weights = planned.settings.backend, stack.weights[0][0]
+        assert backend is not None
+        names = wanted[0][0]
+        layout, seq_len, batch_size, _, threads = planned.sizes
+        prepared = backend.prepare_backward(
+            weights, seq_len=seq_len, batch_size=batch_size, batch_first=layout.batch_first, x_wanted=x_wanted,
+            weights_wanted="weight_ih" in names or "weight_hh" in names, threads=threads,
+        )  # fmt: skip
+        if prepared is not None:
+            return _dense_backward(saved, prepared, upstream, x_wanted, states_wanted, names)
+    dtype, layout, hidden_size = stack.dtype, planned.sizes.layout, planned.states[-1]
+    shape = planned.sizes.sequence
+    grad_output = check_grad_sequence("grad_output", upstream.output, layout, shape, stack.features, dtype)
+    grad_c = check_grad_sequence("grad_c", upstream.c, layout, shape, stack.features, dtype)
+    grad_h_n = _state(stack, planned, "grad_h_n", upstream.h_n, saved.batch_size)
+    grad_c_n = _state(stack, planned, "grad_c_n", upstream.c_n, saved.batch_size)
+    if not stack.stacked:
+        grad_h_n, grad_c_n = (state if state is None else state[np.newaxis] for state in (grad_h_n, grad_c_n))
+    states = (stack.layers * stack.directions, saved.batch_size, hidden_size)
+    grad_h0 = np.empty(states, dtype)
+    grad_c0 = np.empty(states, dtype) if stack.cell.has_c else None
+    backend = planned.settings.backend
+    assert backend is not None
+    grad_x, parameters = run_backward(
+        backend, planned.sizes.threads, saved.as_recurrences(), layout, saved.drop, grad_output, grad_h_n, grad_c_n,
+        grad_c, grad_h0, grad_c0, x_wanted, states_wanted, wanted,
+    )  # fmt: skip
+    if not states_wanted:
+        return Downstream(grad_x, None, None, parameters)
+    if not stack.stacked:
+        grad_h0, grad_c0 = grad_h0[0], None if grad_c0 is None else grad_c0[0]
+    return Downstream(grad_x, layout.state(grad_h0), None if grad_c0 is None else layout.state(grad_c0), parameters)
+
+
+def _dense_backward(
+    saved: Saved, prepared: Run, upstream: Upstream, x_wanted: bool, states_wanted: bool, names: Sequence[str]
+) -> Downstream:
+    """Backward of a prepared call, in the caller's layout: arrays lie as results do."""
+    stack, planned = saved.stack, saved.planned
+    dtype, states = stack.dtype, planned.states
+    grad_output, grad_h_n, grad_c_n = upstream.output, upstream.h_n, upstream.c_n
+    if grad_output is not None and not plain(grad_output, dtype, planned.output):
+        shape = planned.sizes.sequence
+        layout = planned.sizes.layout
+        checked = check_grad_sequence("grad_output", grad_output, layout, shape, stack.features, dtype)
+        assert checked is not None
+        grad_output = np.ascontiguousarray(layout.outer(checked))
+    if grad_h_n is not None and not plain(grad_h_n, dtype, states):
+        grad_h_n = _state(stack, planned, "grad_h_n", grad_h_n, planned.sizes.batch_size)
+    if grad_c_n is not None and not plain(grad_c_n, dtype, states):
+        grad_c_n = _state(stack, planned, "grad_c_n", grad_c_n, planned.sizes.batch_size)
+    assert saved.arrays is not None
+    weights = stack.weights[0][0]
+    grads: dict[str, Array] = {}
+    for name in names:
+        parameter = getattr(weights, name)
+        if parameter is not None:
+            grads[name] = np.empty(parameter.shape, dtype)
+    grad_x = planned.empty(planned.x_shape, dtype) if x_wanted else None
+    grad_h0 = np.empty(states, dtype)
+    grad_c0 = np.empty(states, dtype) if stack.cell.has_c else None
+    get = grads.get
+    prepared(
+        *saved.arrays, grad_output, grad_h_n, grad_c_n, grad_x, get("weight_ih"), get("weight_hh"), get("bias_ih"),
+        get("bias_hh"), grad_h0, grad_c0,
+    )  # fmt: skip
+    if not states_wanted:
+        return Downstream(grad_x, None, None, [[grads]])
+    return Downstream(grad_x, grad_h0, grad_c0, [[grads]])
+
+
+def make_vjp(run: Callable[[Upstream, Iterable[str] | None], Any], has_c: bool, every_c: bool) -> Callable[..., Any]:
+    """The function that users call, with the arguments that a cell has; `grad_c` where c of every step was returned."""
+    vjp = (_vjp_of_states if every_c else _vjp_of_lstm if has_c else _vjp_without_c)(run)
+    vjp.__qualname__ = "vjp"
+    return vjp
+
+
+def _vjp_of_states(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(
+        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, grad_c: Any = None, *,
+        wrt: Iterable[str] | None = None,
+    ) -> Any:  # fmt: skip
+        return run(Upstream(grad_output, grad_h_n, grad_c_n, grad_c), wrt)
+
+    return vjp
+
+
+def _vjp_of_lstm(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(
+        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
+    ) -> Any:
+        return run(Upstream(grad_output, grad_h_n, grad_c_n, None), wrt)
+
+    return vjp
+
+
+def _vjp_without_c(run: Callable[..., Any]) -> Callable[..., Any]:
+    def vjp(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Any:
+        return run(Upstream(grad_output, grad_h_n, None, None), wrt)
+
+    return vjp
