@@ -123,7 +123,7 @@ def environment(tree: Path, site: Path) -> dict[str, str]:
 
 
 class Build:
-    """How CMake would compile and link the module; done by hand, so that the clean objects stay as they are."""
+    """How CMake would compile and link the two modules; done by hand, so that the clean objects stay as they are."""
 
     def __init__(self, tree: Path, folder: Path) -> None:
         self.tree, self.folder = tree, folder
@@ -151,16 +151,27 @@ class Build:
                 self.commands[name] = ["-O1" if a == "-O3" else a for a in arguments]
         self.objects = folder / "objects"
         self.objects.mkdir()
-        self.module = "src/hotloop/_ffi" + sysconfig.get_config_var("EXT_SUFFIX")
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        alone = "csrc/python/calls.c"
+        self.modules = {  # with what each is linked from
+            f"src/hotloop/_ffi{suffix}": [name for name in self.commands if name != alone],
+            f"src/hotloop/_calls{suffix}": [alone],
+        }
 
     def sources_of(self, file: str, isas: list[str]) -> list[str]:
         """What a change of a file makes necessary to compile, of the kernels those instruction sets."""
+        if file in self.commands:
+            return [file]
         if not file.startswith("csrc/"):
             return []
-        kernels = [name for name in self.commands if Path(name).stem in [f"isa_{isa}" for isa in isas]]
-        if file.endswith(".cpp"):
-            return [file]
-        return kernels if file.startswith("csrc/kernels/") else [*self.commands]
+        kernels = [name for name in self.commands if Path(name).stem.startswith("isa_")]
+        if file.startswith("csrc/kernels/"):
+            return [name for name in kernels if Path(name).stem.removeprefix("isa_") in isas]
+        return [name for name in self.commands if self._includes(name, file)]
+
+    def _includes(self, name: str, header: str) -> bool:
+        names = run_or_fail([*self.commands[name], "-MM"], cwd=self.folder).split()
+        return any(os.path.normpath(included) == str(self.tree / header) for included in names)
 
     def compile(self, name: str, tree: Path, folder: Path) -> Path:
         """Compile a source of a tree, this one or a copy of it."""
@@ -170,13 +181,16 @@ class Build:
         return target
 
     def link(self, replaced: dict[str, Path], tree: Path) -> None:
-        """Put the module into a tree, with clean objects but for those replaced."""
-        objects = [replaced.get(name, self.objects / (Path(name).stem + ".o")) for name in self.commands]
-        linker = self.commands["csrc/abi.cpp"][0]
-        target = tree / self.module
-        temporary = target.with_name("new.so")
-        run_or_fail([linker, "-shared", "-pthread", "-o", temporary, *objects])
-        temporary.replace(target)
+        """Put the modules into a tree, with clean objects but for those replaced; those of clean ones alone stay."""
+        for module, names in self.modules.items():
+            if replaced and not set(names).intersection(replaced):
+                continue
+            objects = [replaced.get(name, self.objects / (Path(name).stem + ".o")) for name in names]
+            linker = self.commands["csrc/abi.cpp"][0]
+            target = tree / module
+            temporary = target.with_name("new.so")
+            run_or_fail([linker, "-shared", "-pthread", "-o", temporary, *objects])
+            temporary.replace(target)
 
 
 def run_or_fail(command: list[Any], **options: Any) -> str:
@@ -249,7 +263,7 @@ class Runner:
             )
             list(compile_clean)
         self.build.link({}, self.tree)
-        code = "import hotloop, hotloop._native as n; print(hotloop.__file__, *n.isas(), sep='\\n')"
+        code = "import hotloop, hotloop._backends.native as n; print(hotloop.__file__, *n.isas(), sep='\\n')"
         where, *self.isas = run_or_fail([sys.executable, "-c", code], env=environment(self.tree, self.site)).split()
         if self.tree not in Path(where).parents:
             raise Failure(f"hotloop is imported from {where} and not from {self.tree}")
@@ -316,7 +330,8 @@ class Runner:
             return ("caught", f"not by its own tests: {detail}") if verdict == "failed" else ("SURVIVED", mutant.fault)
         finally:
             file.write_text(mutant.text, encoding="utf-8")
-            shutil.copy(self.tree / self.build.module, tree / self.build.module)
+            for module in self.build.modules:
+                shutil.copy(self.tree / module, tree / module)
             shutil.rmtree(objects)
 
     def _compile(self, mutant: Seeded, tree: Path, objects: Path, isas: list[str]) -> None:
