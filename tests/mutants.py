@@ -937,7 +937,7 @@ SCHEDULE = [
         "if (with_teams > most) most = with_teams",
         "most = with_teams",
         "a recurrence has as much workspace as the last way to split it needs",
-        "tests/test_abi.py -k test_workspaces_of_teams",
+        "tests/test_plans.py -k test_many_teams",
     ),
     Mutant(
         "empty-batch-without-a-share",
@@ -1474,7 +1474,7 @@ GLUE = [
         "if (PyArray_DIM(array, 0) > 1)",
         "",
         "the stride of an axis of length 1 is taken for meant",
-        "tests/test_bitwise.py -k test_strides_of_axes_of_length_one",
+        "tests/test_plans.py -k test_length_one",
     ),
     Mutant(
         "native-states-swapped",
@@ -1538,7 +1538,7 @@ GLUE = [
         "count > 0",
         "count < 0",
         "how many processors there are said to be is forgotten",
-        "tests/test_pool.py -k more_threads_than_processors",
+        "tests/test_plans.py -k test_processors_told",
     ),
     Mutant(
         "functional-output-writable",
@@ -2211,7 +2211,7 @@ TORCH = [
         "[backend.pack(weights) for weights in layer]",
         "[backend.pack(layer[0]) for weights in layer]",
         "both directions infer with the first one's weights",
-        "tests/test_layers.py -k functions_one_after",
+        "tests/test_layers.py -k test_packed_weights",
     ),
     Mutant(
         "torch-address-not-compared",
@@ -2812,7 +2812,7 @@ BOUNDARIES = [
         "split.rows * team_stride(split)",
         "team_stride(split)",
         "workspace for one team where there are several",
-        "tests/test_abi.py -k teams",
+        "tests/test_plans.py -k test_many_teams",
     ),
     Mutant(
         "products-asleep",
@@ -3436,7 +3436,7 @@ BOUNDARIES = [
         "None if seed is None else partial",
         "None if not seed else partial",
         "seed 0 drops nothing",
-        "tests/test_layers.py -k seed",
+        "tests/test_layers.py -k 'dropout or seed_of_zero'",
     ),
     Mutant(
         "functional-c-writeable",
@@ -3460,7 +3460,7 @@ BOUNDARIES = [
         "if (PyArray_DIM(array, 1) > 1)",
         "",
         "the stride of a batch of one row counts",
-        "tests/test_bitwise.py -k strides",
+        "tests/test_plans.py -k test_length_one",
     ),
     Mutant(
         "native-call-shared",
@@ -4218,7 +4218,7 @@ PLANS = [
         "(plan.uses & HOTLOOP_RESET_TO_INITIAL) != 0",
         "false",
         "the workspace has no room for sums over the episodes that began with h0",
-        "tests/test_abi.py -k not_overrun",
+        "tests/test_plans.py -k test_resets_to_initial",
     ),
     Mutant(
         "plan-one-share",
@@ -4315,7 +4315,7 @@ PLANS = [
         "buffers.offsets != nullptr ? buffers.offsets[buffers.batch_size] : buffers.seq_len",
         "buffers.seq_len",
         "the last of flat sequences may lie anywhere",
-        "tests/test_abi.py -k 'lengths_and_offsets or overflow'",
+        "tests/test_plans.py -k test_strides_of_offsets",
     ),
     Mutant(
         "abi-steps-not-planned",
@@ -4395,7 +4395,7 @@ PLANS = [
         "plan.backward() || weights->packed == nullptr",
         "weights->packed == nullptr",
         "backward takes packed weights for weights",
-        "tests/test_abi.py -k packed",
+        "tests/test_plans.py -k test_packed_in_backward",
     ),
     Mutant(
         "abi-packed-version",
@@ -4435,7 +4435,7 @@ PLANS = [
         "(gradients.grad_weight_ih != nullptr || gradients.grad_weight_hh != nullptr)",
         "gradients.grad_weight_ih != nullptr",
         "the gradient of weight_hh without room for it",
-        "tests/test_abi.py -k test_what_was_not_planned",
+        "tests/test_plans.py -k test_one_weight",
     ),
     Mutant(
         "abi-resets-not-planned",
@@ -4507,7 +4507,7 @@ PLANS = [
         "decided->count != 1 ||",
         "",
         "a step with a plan of several recurrences reads beside its one",
-        "tests/test_abi.py -k test_steps",
+        "tests/test_plans.py -k test_a_step_of_several",
     ),
     Mutant(
         "step-batch-first",
@@ -4563,7 +4563,7 @@ PLANS = [
         "if (most < threads_) threads_ = most;",
         "",
         "threads for processors that the process has lost",
-        "tests/test_environment.py -k test_processors",
+        "tests/test_plans.py -k test_processors_lost",
     ),
     Mutant(
         "openmp-in-a-fork",
@@ -4611,7 +4611,7 @@ PLANS = [
         "max_threads.load(std::memory_order_acquire)()",
         "256",
         "a region of fewer threads than shares",
-        "tests/test_abi.py -k test_an_executor_of_openmp",
+        "tests/test_plans.py -k test_openmp_of_fewer",
     ),
     Mutant(
         "openmp-takes-signals",
@@ -4619,7 +4619,7 @@ PLANS = [
         "const SignalsBlocked blocked;",
         "",
         "an OpenMP runtime's threads take the program's signals",
-        "tests/test_abi.py -k test_an_executor_of_openmp",
+        "tests/test_plans.py -k test_openmp_of_fewer",
     ),
     Mutant(
         "calls-batch-first",
@@ -4835,7 +4835,7 @@ PLANS = [
         "or of_threads is not threads",
         "",
         "`threads=` of a later call is neither checked nor used",
-        "tests/test_layers.py -k 'test_bad_calls or test_prepared or test_a_prepared_call'",
+        "tests/test_plans.py -k test_threads_of_a_later",
     ),
     Mutant(
         "call-flat",
@@ -4843,7 +4843,7 @@ PLANS = [
         "or flat is not (offsets is not None)",
         "",
         "a call with offsets takes the plan of one without",
-        "tests/test_ragged.py -k test_layers_take",
+        "tests/test_plans.py -k test_offsets_after",
     ),
     Mutant(
         "call-large-x-strides",
@@ -4859,7 +4859,7 @@ PLANS = [
         "x = np.ascontiguousarray(x)",
         "pass",
         "a small x is read without its strides",
-        "tests/test_warm_calls.py -k lie_otherwise",
+        "tests/test_plans.py -k test_small_strided",
     ),
     Mutant(
         "call-return-states",
@@ -4875,7 +4875,7 @@ PLANS = [
         "or reset_state is not ZEROS",
         "",
         "a reset always puts zeros in a state's place",
-        "tests/test_ragged.py tests/test_bits.py",
+        "tests/test_layers.py -k test_prepared_calls",
     ),
     Mutant(
         "call-h0-not-copied",
@@ -4899,7 +4899,7 @@ PLANS = [
         "_dense_resets(planned, x, resets, copy=training)",
         "_dense_resets(planned, x, resets, copy=False)",
         "resets that are overwritten before vjp change the gradients",
-        "tests/test_ragged.py -k test_vjp_again",
+        "tests/test_plans.py -k test_resets_overwritten",
     ),
     Mutant(
         "call-resets-strides",
@@ -4939,7 +4939,7 @@ PLANS = [
         "out, given, *given_states",
         "out, x, *given_states",
         "an `out` over an x that was copied is taken",
-        "tests/test_errors.py tests/test_warm_calls.py -k out",
+        "tests/test_out.py -k copied",
     ),
     Mutant(
         "call-out-over-the-given-states",
@@ -4947,7 +4947,7 @@ PLANS = [
         "out, given, *given_states",
         "out, given, h0, c0",
         "an `out` over a state that was copied is taken",
-        "tests/test_errors.py tests/test_warm_calls.py tests/test_layers.py -k out",
+        "tests/test_out.py -k copied",
     ),
     Mutant(
         "call-grad-output-strides",
@@ -4995,7 +4995,7 @@ PLANS = [
         "stack.plans[training] = planned",
         "stack.plans[False] = planned",
         "training leaves its plan to inference",
-        "tests/test_layers.py -k 'test_packed_weights or test_a_state_overwritten'",
+        "tests/test_plans.py -k test_training_then",
     ),
     Mutant(
         "call-reverse-prepared",
@@ -5067,7 +5067,7 @@ PLANS = [
         "_last_plans.clear()",
         "pass",
         "plans outlive the instruction set they were made for",
-        "tests/test_backends.py -k test_more_rows_than_a_chunk",
+        "tests/test_plans.py -k test_the_same_call",
         isa="avx2",  # that is, where there are two
     ),
     Mutant(
@@ -5076,7 +5076,7 @@ PLANS = [
         "plan.threads < threads and plan.workspace_bytes and plan.threads != lib.hotloop_processors()",
         "False",
         "a plan made for one processor stays one when there are more",
-        "tests/test_environment.py -k processors",
+        "tests/test_plans.py -k test_processors_come_back",
     ),
     Mutant(
         "native-grad-x-not-planned",
@@ -5132,7 +5132,7 @@ PLANS = [
         "now > rows ? now : rows",
         "now",
         "there is no place for the projections of a step of many rows",
-        "tests/test_abi.py -k not_overrun",
+        "tests/test_plans.py -k test_inference",
     ),
     Mutant(
         "most-projected-of-this-call",
@@ -5140,7 +5140,7 @@ PLANS = [
         "workspace == nullptr ? most_projected(args, rows) : run.chunk * rows",
         "run.chunk * rows",
         "a plan has no place for what fewer rows project at once",
-        "tests/test_abi.py -k 'not_overrun or larger_plans or test_steps'",
+        "tests/test_plans.py -k test_inference",
     ),
     Mutant(
         "most-rows-of-half-a-chunk",
