@@ -4936,15 +4936,15 @@ PLANS = [
     Mutant(
         "call-out-over-the-given-x",
         "run",
-        "out, given, *given_states",
-        "out, x, *given_states",
+        "out, given, given_h0, given_c0",
+        "out, x, given_h0, given_c0",
         "an `out` over an x that was copied is taken",
         "tests/test_out.py -k copied",
     ),
     Mutant(
         "call-out-over-the-given-states",
         "run",
-        "out, given, *given_states",
+        "out, given, given_h0, given_c0",
         "out, given, h0, c0",
         "an `out` over a state that was copied is taken",
         "tests/test_out.py -k copied",

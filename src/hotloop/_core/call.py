@@ -201,7 +201,7 @@ def run(
             stack, planned, given, x, h0, c0, lengths, offsets, resets, reset_state, return_states, out, training, drop,
             parameters,
         )  # fmt: skip
-    given_states = h0, c0
+    given_h0, given_c0 = h0, c0
     if h0 is not None and (training or not plain(h0, dtype, states)):
         h0 = _state(stack, planned, "h0", h0, planned.sizes.batch_size, copy=training)
     if c0 is not None and (training or not plain(c0, dtype, states)):
@@ -209,8 +209,10 @@ def run(
     marks = None if resets is None else _dense_resets(planned, x, resets, copy=training)
     if out is None:
         output = empty(of_output, dtype)
+    elif plain_out(out, dtype, of_output, (given, given_h0, given_c0, resets)) and not parameters:
+        output = out
     else:
-        output = _dense_out(stack, planned, out, given, *given_states, resets, parameters)
+        output = _dense_out(stack, planned, out, given, given_h0, given_c0, resets, parameters)
     h_n = np.empty(states, dtype)
     c_n = np.empty(states, dtype) if stack.cell.has_c else None
     gates = c = saved = None
