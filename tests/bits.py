@@ -5,7 +5,7 @@
 
 Outputs, states and gradients, by instruction set; gcc and clang give the same. Inputs are made of integers, so they do
 not depend on NumPy's generators. What a NaN holds besides is left out.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

@@ -4635,7 +4635,7 @@ PLANS = [
         "buffers->resets_stride_t = rows_t",
         "buffers->resets_stride_t = batch_size",
         "resets of batch_first are read as if time-major",
-        "tests/test_ragged.py tests/test_torch_modules.py -k 'resets or episodes'",
+        "tests/test_plans.py -k resets_of_a_prepared",
     ),
     Mutant(
         "calls-c-strides",
@@ -4667,7 +4667,7 @@ PLANS = [
         "from->resets = a[6];",
         "",
         "gradients pass resets",
-        "tests/test_ragged.py -k test_finite_differences",
+        "tests/test_plans.py -k resets_of_a_prepared",
     ),
     Mutant(
         "calls-upstream-swapped",
@@ -4755,7 +4755,7 @@ PLANS = [
         "if (stride < 0) *first += (uintptr_t)(stride * (length - 1));",
         "",
         "an array that runs backwards begins where its first element lies",
-        "tests/test_errors.py tests/test_out.py -k out",
+        "tests/test_plans.py -k out_at_the_ends",
     ),
     Mutant(
         "calls-extent-of-one",
@@ -4771,7 +4771,7 @@ PLANS = [
         "*first + (uintptr_t)PyArray_ITEMSIZE(array)",
         "*first + 1",
         "an array ends within its last element",
-        "tests/test_errors.py tests/test_out.py -k out",
+        "tests/test_plans.py -k out_at_the_ends",
     ),
     Mutant(
         "calls-ctrl-c",
@@ -4779,7 +4779,7 @@ PLANS = [
         "PyErr_CheckSignals() != 0",
         "0",
         "a prepared call does not see Ctrl-C",
-        "tests/test_pool.py -k test_ctrl_c",
+        "tests/test_plans.py -k ctrl_c",
     ),
     Mutant(
         "fill-reverse",
@@ -5156,7 +5156,7 @@ PLANS = [
         "rows > B ? rows : B",
         "rows",
         "there is no place for a step of more rows than a chunk",
-        "tests/test_abi.py -k 'not_overrun or larger_plans'",
+        "tests/test_plans.py -k resets_to_initial",
     ),
     Mutant(
         "most-rows-of-this-call",

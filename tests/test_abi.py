@@ -1,6 +1,6 @@
 """The C ABI itself: whatever would corrupt memory comes back as a status, a long call comes back early, and the built
 files hold no symbol and need no library that they should not.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -355,7 +355,7 @@ def test_bad_plans(call):
 def test_huge_sizes(call, field, value):
     """A size near 2^31 needs a larger workspace, or no larger one where only the time grows; a size whose byte count
     overflows is named so. Never a count that wrapped around to something small or negative.
-    """  # fmt: skip
+    """
     before = [lib.hotloop_workspace_bytes(call.plan(backward)) for backward in (False, True)]
     packed_before, sizes = (
         lib.hotloop_packed_bytes(call.spec),
@@ -924,7 +924,7 @@ def drive(run):
 def test_long_calls_come_back(cell, threads, isa):
     """AGAIN with a cursor that grows; the resumed call has the bits of the same sequence cut by hand into short ones,
     and its weight gradients those of another number of threads.
-    """  # fmt: skip
+    """
     seq_len, early = 1 << 16, (0, 0)
     while 0 in early:
         seq_len *= 2
@@ -1038,7 +1038,7 @@ OF_OURS = "hotloop::run_team(", "hotloop::sort_rows(", "hotloop::place_rows("
 def test_an_isa_exports_one_symbol(source, level, tmp_path):
     """Its table. A weak symbol would let the linker keep an AVX-512 copy of a shared inline for everybody; an undefined
     one from a library of inline functions would hide the same.
-    """  # fmt: skip
+    """
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         pytest.skip("there is no C++ compiler")

@@ -49,7 +49,7 @@ def cycles(rng, values, length):
 def covering(cell, dtype):
     """Every hidden, batch and input size, length, layout and set of options at least once with this cell and dtype,
     in random company. Every hidden size comes once; the largest make do with the shorter sequences.
-    """  # fmt: skip
+    """
     rng = Case(cell, dtype).rng("covering")
     count = len(HIDDEN_SIZES)
     states = subsets(("h0", "c0") if cell == "lstm" else ("h0",))

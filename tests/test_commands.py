@@ -1,6 +1,6 @@
 """Boundaries of the command and of the import: output that cannot be written, odd files and names, variables, the end
 of the interpreter, and how many processors a process may use.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

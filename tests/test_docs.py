@@ -89,7 +89,7 @@ def test_readme_has_examples():
 def test_readme(heading, tmp_path, monkeypatch):
     """The blocks of a section run one after the other, as a reader would paste them, and with nothing from other
     sections. `<!-- not run -->` before a block leaves it out.
-    """  # fmt: skip
+    """
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for line, code in readme_sections()[heading]:

@@ -63,12 +63,17 @@ def tests_folder(pytestconfig):
 
 def test_floating_point_environment_is_left_alone(run_python, isa, tests_folder):
     """By the import, and by calls on one thread and several."""
-    code = FLOATING_POINT + "before = everywhere()\nassert before[0][3] and before[0][4]\n" + CALLS + """
+    code = (
+        FLOATING_POINT
+        + "before = everywhere()\nassert before[0][3] and before[0][4]\n"
+        + CALLS
+        + """
 assert everywhere() == before, "import"
 for _ in calls():
     assert everywhere() == before, "call"
 assert hotloop.info().variant == sys.argv[2]
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, isa, HOTLOOP_ISA=isa)
 
 
@@ -79,7 +84,10 @@ def test_floating_point_environment_of_the_caller_is_kept(run_python, isa, tests
         "flush": "import torch; assert torch.set_flush_denormal(True)",
         "upward": "assert libm.fesetround(0x800) == 0",  # FE_UPWARD of x86
     }[mode]
-    code = FLOATING_POINT + CALLS + f"""
+    code = (
+        FLOATING_POINT
+        + CALLS
+        + f"""
 before = environment()
 list(calls())
 {change}
@@ -87,7 +95,8 @@ changed = environment()
 assert changed != before
 for _ in calls():
     assert environment() == changed
-"""  # fmt: skip
+"""
+    )
     if mode == "upward":
         import platform
 
@@ -158,7 +167,10 @@ sys.meta_path.insert(0, Blocker())
 @pytest.mark.parametrize("backend", [pytest.param("numba", marks=() if numba else WITHOUT_NUMBA), "numpy"])
 def test_without_the_native_module(run_python, backend):
     """One warning that says why and points at the import; info says it too; and all works on."""
-    code = BLOCKED + f"BLOCK_NUMBA = {backend == 'numpy'}\nbackend = {backend!r}\n" + """
+    code = (
+        BLOCKED
+        + f"BLOCK_NUMBA = {backend == 'numpy'}\nbackend = {backend!r}\n"
+        + """
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import hotloop
@@ -178,7 +190,8 @@ assert text.startswith(f"hotloop runs on its {backend} backend, which is {cost}:
 assert "_ffi is blocked, for a test" in text
 why = "numba is not in use: No module named 'numba'; pip install \\"hotloop[numba]\\""
 assert (why in text) == BLOCK_NUMBA, text
-"""  # fmt: skip
+"""
+    )
     run_python(code)
 
 
@@ -215,7 +228,9 @@ def test_a_forked_child_starts_threads_of_its_own(run_python, best_isa, tests_fo
     """The parent's threads are not in the child, and must not be taken for its own."""
     if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
-    code = CALLS + """
+    code = (
+        CALLS
+        + """
 import os
 case = Case("lstm", "float32", 60, 16, 40, 64)
 infer(case, threads=2)
@@ -225,7 +240,8 @@ if child == 0:
     infer(case, threads=2)
     os._exit(0 if len(os.listdir("/proc/self/task")) == before + 1 else 1)
 assert os.waitpid(child, 0)[1] == 0
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, timeout=60)
 
 
@@ -247,10 +263,13 @@ def test_several_python_threads(variant):
 
 def test_signals_are_left_to_the_programs_threads(run_python, best_isa, tests_folder):
     """A program that blocks a signal and waits for it gets it: no thread of the pool takes it and ends the process."""
-    code = """
+    code = (
+        """
 import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # for the threads that NumPy starts
-""" + CALLS + """
+"""
+        + CALLS
+        + """
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 infer(Case("lstm", "float32", 60, 16, 40, 64), threads=2)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -259,7 +278,8 @@ for _ in range(20):
     os.kill(os.getpid(), signal.SIGUSR1)
     assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
 assert not signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1]) - {signal.SIGUSR1}
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, timeout=60)
 
 
@@ -267,7 +287,9 @@ def test_the_pool_goes_on_working(run_python, best_isa, tests_folder):
     """Its thread takes part in later calls too, and not in the first alone."""
     if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
-    code = CALLS + """
+    code = (
+        CALLS
+        + """
 import os, time
 case = Case("lstm", "float32", 60, 16, 40, 64)
 before = set(os.listdir("/proc/self/task"))
@@ -290,7 +312,8 @@ for _ in range(3000):
         break
 else:
     raise AssertionError("it slept through three thousand calls")
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, timeout=60)
 
 
@@ -298,7 +321,9 @@ def test_processors_are_those_of_the_process(run_python, best_isa, tests_folder)
     """One that may run on one processor counts one, and starts no thread however many a call is given."""
     if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
-    code = CALLS + """
+    code = (
+        CALLS
+        + """
 import os
 from hotloop._backends import native as _native
 from hotloop._core import settings
@@ -308,7 +333,8 @@ case = Case("lstm", "float32", 60, 16, 40, 64)
 before = len(os.listdir("/proc/self/task"))
 infer(case, threads=2)
 assert len(os.listdir("/proc/self/task")) == before
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, timeout=60)
 
 
@@ -316,7 +342,9 @@ def test_a_worker_stays_where_the_user_put_the_process(run_python, best_isa, tes
     """`taskset -ap` with the very mask that a worker gave itself when it left its caller's processor."""
     if sys.platform != "linux" or hotloop._core.settings.processors() < 2:
         pytest.skip("needs /proc and two processors")
-    code = CALLS + """
+    code = (
+        CALLS
+        + """
 import os
 from hotloop._backends import native as _native
 
@@ -345,13 +373,16 @@ for task in os.listdir("/proc/self/task"):
 for _ in range(200):
     infer(case, threads=2)
     assert os.sched_getaffinity(worker) == {other}
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, timeout=60)
 
 
 def test_threads_compute_as_the_caller(run_python, best_isa, tests_folder):
     """With its rounding, and flushing subnormal numbers where it does; and no exception is left behind."""
-    code = CALLS + """
+    code = (
+        CALLS
+        + """
 import ctypes, ctypes.util, platform
 libm = ctypes.CDLL(ctypes.util.find_library("m"))
 upward, everything = (0x800, 0x3f) if platform.machine() == "x86_64" else (0x400000, 0x1f)
@@ -376,7 +407,8 @@ for call in (lambda: layer(x), lambda: layer(x, threads=1), lambda: vjp(upstream
         libm.feraiseexcept(before)
         call()
         assert libm.fetestexcept(everything) == before
-"""  # fmt: skip
+"""
+    )
     if hotloop.info().backend != "native":
         pytest.skip("NumPy and Numba leave what they leave")
     run_python(code, tests_folder, timeout=60)
@@ -386,7 +418,9 @@ def test_threads_of_an_executor_that_come_late_are_left_alone_for_a_while(run_py
     """A region that waits for a thread the system has put aside."""
     if hotloop.info().backend != "native" or hotloop._core.settings.processors() < 2:
         pytest.skip("the native module takes an executor, where there are two processors")
-    code = CALLS + """
+    code = (
+        CALLS
+        + """
 import ctypes, time
 from hotloop._backends import native as _native
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -430,7 +464,8 @@ _native.forward((args,), 2)  # without an executor on hotloop's own threads
 infer(Case("lstm", "float32", 4000, 16, 40, 64), threads=2)
 assert not regions
 assert _native.openmp_executor(0, 0) is None
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, timeout=60)
 
 

@@ -130,16 +130,20 @@ def tests_folder(pytestconfig):
 )
 def test_without_a_cache(run_python, tests_folder, tmp_path, broken):
     """Where nothing can be kept on disk, it is compiled in every process, and nobody is told off."""
-    code = f"""
+    code = (
+        f"""
 import errno, numba
 
 def full(*args, **keywords):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 {broken}
-""" + QUICK + """
+"""
+        + QUICK
+        + """
 assert_matches_reference(case, infer(case))
-"""  # fmt: skip
+"""
+    )
     done = run_python(code, tests_folder, HOTLOOP_BACKEND="numba", NUMBA_CACHE_DIR=str(tmp_path))
     assert done.stderr == ""
     assert not list(tmp_path.rglob("*.nbc"))
@@ -147,13 +151,17 @@ assert_matches_reference(case, infer(case))
 
 def test_cache(run_python, tests_folder, tmp_path):
     """The second process loads what the first one compiled; not where the equations changed in between."""
-    code = "import hotloop._backends.cells\n{}\n" + QUICK + """
+    code = (
+        "import hotloop._backends.cells\n{}\n"
+        + QUICK
+        + """
 from hotloop._backends import numba_kernels as _numba_kernels
 infer(case)
 (kernel,) = _numba_kernels._compiled.values()
 (hits,) = [*kernel.stats.cache_hits.values()] or [0]
 print(hits)
-"""  # fmt: skip
+"""
+    )
     other = "import inspect; inspect.getsource = lambda module: 'other equations'"
     for line, hits in (("", "0"), ("", "1"), (other, "0"), ("", "1")):
         done = run_python(code.format(line), tests_folder, HOTLOOP_BACKEND="numba", NUMBA_CACHE_DIR=str(tmp_path))
@@ -200,7 +208,9 @@ def test_without_jit(run_python):
 
 def test_several_threads_at_their_first_call(run_python, tests_folder):
     """Threads that all compile, or load, the same kernels."""
-    code = QUICK + """
+    code = (
+        QUICK
+        + """
 import threading
 barrier, wrong = threading.Barrier(4), []
 
@@ -217,13 +227,16 @@ for thread in threads:
 for thread in threads:
     thread.join()
 assert not wrong, wrong
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, HOTLOOP_BACKEND="numba")
 
 
 def test_fork(run_python, tests_folder):
     """A child goes on with what the parent has compiled, and compiles more."""
-    code = QUICK + """
+    code = (
+        QUICK
+        + """
 import os
 from cases import assert_same_bits, train
 want = train(case)
@@ -239,5 +252,6 @@ if child == 0:
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 assert_same_bits(train(case), want)
-"""  # fmt: skip
+"""
+    )
     run_python(code, tests_folder, HOTLOOP_BACKEND="numba", timeout=60)

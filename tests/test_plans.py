@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from cases import Case, infer
+from cases import Case, arguments, functions, infer
 from test_abi import CELLS, Call, Executor, drive, ffi, lib, packed_weights, use_packed, workspace
 
 import hotloop
@@ -162,9 +162,7 @@ def test_resets_overwritten(best_isa):
     assert np.array_equal(vjp(np.ones_like(output)).x, want)
 
 
-def test_small_strided_x(best_isa, monkeypatch):
-    """With NumPy itself: another `empty` takes the other way."""
-    monkeypatch.setattr(hotloop._core.call, "np", np)
+def test_small_strided_x(best_isa):
     layer, x = hotloop.GRU(5, 6, rng=0), np.random.default_rng(0).standard_normal((3, 2, 10)).astype(np.float32)
     want = layer(np.ascontiguousarray(x[..., ::2]))[0]
     assert np.array_equal(layer(x[..., ::2])[0], want)
@@ -195,7 +193,7 @@ def test_processors_come_back(run_python, best_isa, pytestconfig):
     code = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from cases import Case, infer
+from cases import Case, arguments, functions, infer
 everywhere = os.sched_getaffinity(0)
 os.sched_setaffinity(0, {min(everywhere)})
 case = Case("lstm", "float32", 60, 16, 40, 64)
@@ -213,7 +211,7 @@ def test_processors_told(run_python, best_isa, pytestconfig):
     code = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from cases import Case, infer
+from cases import Case, arguments, functions, infer
 from hotloop._backends import native
 before = len(os.listdir("/proc/self/task"))
 native.lib.hotloop_use_processors(8)
@@ -231,3 +229,57 @@ def test_the_same_call_on_every_isa(best_isa):
             infer(case)
     finally:
         native.use_isa(best_isa)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_resets_of_a_prepared_call(cell, batch_first, best_isa):
+    """Forward and backward have the bits of the call with lengths, which is not prepared."""
+    case = Case(cell, "float32", 7, 3, 4, 5)
+    (x, *weights), states = arguments(case, case.data())
+    states = {name: state for name, state in states.items() if name in ("h0", "c0")}
+    resets = np.zeros((7, 3), bool)
+    resets[[2, 5, 0], [0, 1, 2]] = True
+    turned = (lambda array: np.ascontiguousarray(array.swapaxes(0, 1))) if batch_first else np.ascontiguousarray
+    x, resets = turned(x), turned(resets)
+    found = []
+    for lengths in (None, [7, 7, 7]):
+        (output, last), vjp = functions(cell)[1](
+            x, *weights, **states, resets=resets, batch_first=batch_first, lengths=lengths
+        )
+        found.append([output, *np.atleast_2d(last), *(g for g in vjp(np.cos(output)) if g is not None)])
+        output, _ = functions(cell)[0](x, *weights, **states, resets=resets, batch_first=batch_first, lengths=lengths)
+        found[-1].append(output)
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other)
+    assert not np.array_equal(output, functions(cell)[0](x, *weights, **states, batch_first=batch_first)[0])
+
+
+def test_out_at_the_ends_of_an_argument(best_isa):
+    """An array that runs backwards begins at its last element, and ends with all bytes of its last one."""
+    layer, message = hotloop.GRU(6, 6, rng=0), "out: expected memory of its own, got memory it shares with"
+    memory = np.zeros((9, 2, 6), np.float32)
+    with pytest.raises(ValueError, match=f"{message} x"):
+        layer(memory[4:][::-1], out=memory[:5])
+    layer(memory[5:][::-1], out=memory[1:5])
+    data = np.zeros(4 * 60 + 8, np.uint8)
+    out = data[:240].view(np.float32).reshape(5, 2, 6)
+    with pytest.raises(ValueError, match=f"{message} resets"):
+        layer(np.zeros((5, 2, 6), np.float32), resets=data[238:248].view(bool).reshape(5, 2), out=out)
+
+
+def test_ctrl_c_in_a_prepared_call(run_python, best_isa):
+    code = """
+import os, signal, threading
+import numpy as np, hotloop
+signal.signal(signal.SIGINT, signal.default_int_handler)
+layer, x = hotloop.GRU(512, 512, rng=0), np.zeros((20000, 1, 512), np.float32)
+out = np.full((20000, 1, 512), np.nan, np.float32)
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    layer(x, out=out, threads=1)
+except KeyboardInterrupt:
+    assert np.isnan(out[-1]).all()
+else:
+    raise AssertionError("it was not interrupted")
+"""
+    run_python(code, timeout=60)

@@ -2,7 +2,7 @@
 differences and torch.
 
 What runs one by one are dense calls, which other tests hold against the specification.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Each argument in its turn has another dtype, shape, class or device than in the calls before, or lies in memory in
 another way.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

@@ -407,7 +407,7 @@ class Moments:
 def test_weights_that_are_exchanged_and_put_back_meanwhile(kind, through, monkeypatch):
     """As an average of weights is, for an evaluation, while another thread serves: the next call is right, at whatever
     moments that happens.
-    """  # fmt: skip
+    """
     moments = Moments(monkeypatch)
     module = make(kind, 5, 6, *[2] * (kind == "GRU"))
     weights = list(module.parameters())

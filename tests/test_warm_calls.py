@@ -3,7 +3,7 @@
 What a layer keeps from call to call (its weights, packed; what was found out about its arguments) makes calls fast.
 Here each argument in its turn is one that does not fit, or lies in memory otherwise, and what comes back is what a
 fresh layer gives.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

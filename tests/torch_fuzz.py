@@ -4,7 +4,7 @@
 
 runs those of the seeds from FIRST on and prints how they ended. With a native module that was built with
 AddressSanitizer (`-DHOTLOOP_SANITIZE=address`) it finds what reads or writes beside a tensor's memory.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

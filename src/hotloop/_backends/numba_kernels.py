@@ -146,7 +146,7 @@ def _row(context: Any, b: Any) -> Any:
     """b, but LLVM does not see it: it would compare the pointers of a loop over j as far as all rows reach, find that
     the gates of many rows lie between each other, and take the loop that is not vectorised. LSTM of 128 units: 16 us
     instead of 1.5 for the elementwise part of 8 rows.
-    """  # fmt: skip
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         from llvmlite import ir
@@ -168,7 +168,7 @@ def add_product(
 
     Four rows and four steps of k at a time: 16 multiply-adds for 4 loads and stores of `out` and 4 loads of `right`.
     At B=8 H=128 that is 1.5 to 2.5 times as fast as OpenBLAS.
-    """  # fmt: skip
+    """
     if out_column < 0 or left_column < 0 or row < 0 or column < 0:
         return  # never; it tells LLVM that indices do not wrap around
     rows = out.shape[0]

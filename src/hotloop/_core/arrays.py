@@ -106,7 +106,7 @@ def finish_output(output: Array, filled: Array, layout: Layout) -> None:
 def _plain(array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
     """Whether `array` can be used as it lies: a NumPy array and no subclass, of that very dtype and that shape,
     contiguous and aligned.
-    """  # fmt: skip
+    """
     if type(array) is not np.ndarray or array.dtype is not dtype or array.shape != shape:
         return False
     return bool(array.flags.c_contiguous and array.flags.aligned)
@@ -115,7 +115,7 @@ def _plain(array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
 def _plain_out(array: Any, dtype: np.dtype[Any], shape: tuple[int, ...], others: tuple[Any, ...]) -> bool:
     """Whether it is plain and writeable, and lies apart from the others, each an array or None, as far as can be seen
     from where they begin and end.
-    """  # fmt: skip
+    """
     return (
         _plain(array, dtype, shape)
         and array.flags.writeable

@@ -50,7 +50,7 @@ class Stack:
     def __init__(self, weights: list[list[Weights]], *, stacked: bool, reverse: bool = False) -> None:
         """`stacked`: states are [layers*directions, B, H] and weights are kept packed; or else they are those of one
         recurrence, [B, H], which runs once, from the last step where `reverse` says so.
-        """  # fmt: skip
+        """
         first = weights[0][0]
         self.weights = weights
         self.cell, self.dtype = first.cell, first.dtype
@@ -93,6 +93,7 @@ class _Planned(NamedTuple):
     output: tuple[int, ...]
     states: tuple[int, ...]
     run: Run | None  # a call of one recurrence without lengths, where the backend prepares such
+    few: bool  # elements: an x that is not contiguous is copied
     empty: Callable[..., Array]  # for what grows with seq_len
     sizes: _Sizes
 
@@ -132,7 +133,7 @@ def _plan(stack: Stack, x: Any, batch_first: Any, flat: bool, threads: Any, trai
     few = x.size < _FEW and seq_len * batch_size * width < _FEW
     planned = _Planned(
         now, threads, batch_first, flat, x.shape, layout.shape(seq_len, batch_size, width), states, run,
-        np.empty if few else memory.empty, _Sizes(layout, seq_len, batch_size, width, count),
+        few, np.empty if few else memory.empty, _Sizes(layout, seq_len, batch_size, width, count),
     )  # fmt: skip
     stack.plans[training] = planned
     return x, planned
@@ -141,7 +142,7 @@ def _plan(stack: Stack, x: Any, batch_first: Any, flat: bool, threads: Any, trai
 class Saved(NamedTuple):
     """What backward needs of a call in training. Of a prepared call, `arrays`: x, h0, c0, output, gates, c and resets,
     in the caller's layout; of another there are `recurrences`.
-    """  # fmt: skip
+    """
 
     stack: Stack
     planned: _Planned
@@ -179,18 +180,18 @@ def run(
 ) -> Results:  # fmt: skip
     """Check the arguments of a call, run it and return its results. `parameters` are those that `out` must lie apart
     from, in the order of PARAMETERS, as the caller has them.
-    """  # fmt: skip
+    """
     given, dtype, planned = x, stack.dtype, stack.plans[training]
     if planned is not None:
-        before, of_threads, first, flat, x_shape, of_output, states, prepared, empty, _ = planned
+        before, of_threads, first, flat, x_shape, of_output, states, prepared, _, empty, _ = planned
     if (
         planned is None or not plain(x, dtype, x_shape) or before is not settings.current
         or of_threads is not threads or first is not batch_first or flat is not (offsets is not None)
     ):  # fmt: skip
         x, planned = _plan(stack, x, batch_first, offsets is not None, threads, training)
-        *_, of_output, states, prepared, empty, _ = planned
+        *_, of_output, states, prepared, few, empty, _ = planned
         if not x.flags.c_contiguous:
-            if empty is np.empty:
+            if few:
                 x = np.ascontiguousarray(x)
             else:
                 prepared = None

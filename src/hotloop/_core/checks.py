@@ -184,7 +184,7 @@ def _share_memory(a: Array, b: Array) -> bool:
 def check_out(out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Any]) -> Array:
     """`out` as it is, or the error that says why a result cannot be written there. `inputs` are as the caller has them:
     a backend may read copies.
-    """  # fmt: skip
+    """
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a numpy array, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
@@ -339,7 +339,7 @@ def check_output(
 ) -> tuple[Array, Array]:
     """The same for an `out` that the caller gave; `features` is the last size of `shape` in words. Where the two do not
     share memory, `finish_output` copies.
-    """  # fmt: skip
+    """
     check_out(out, layout.rule(features), layout.shape(*shape), dtype, inputs)
     view = layout.time_major(out)
     return out, view if runs_in_place(view) else np.empty(shape, dtype)

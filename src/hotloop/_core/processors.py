@@ -2,7 +2,7 @@
 
 A container with a share of the processors (docker --cpus, a Kubernetes limit) sees all of them. More threads than the
 quota has processors are stopped together in the middle of a call until the next period.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def quota(proc: Path = Path("/proc/self")) -> float | None:
     there is no limit.
 
     cpu.max of version 2, cpu.cfs_quota_us and cpu.cfs_period_us of version 1.
-    """  # fmt: skip
+    """
     found = []
     try:
         for group in _groups(proc):

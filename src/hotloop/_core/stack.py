@@ -57,7 +57,7 @@ def make_forward(
 ) -> Forward:
     """A backend's arguments out of checked ones; allocates what backward will need. `c`, like `output`, where the
     caller wants it.
-    """  # fmt: skip
+    """
     if not training:
         return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, c, ragged, resets)
     cell, dtype = weights.cell, weights.dtype
@@ -123,7 +123,7 @@ def run_forward(
     [layers*directions, B, H]; the first direction runs from the last step where `reverse` says so. In training, returns
     what backward needs, by layer and direction. With dropout, x of the upper layers is there what `drop` is given: it
     can be made again, and is as large as the output it is made of.
-    """  # fmt: skip
+    """
     recurrences: list[list[Forward]] = []
     below = x
     for layer, of_layer in enumerate(weights):
@@ -173,7 +173,7 @@ def run_backward(
 ) -> tuple[Array | None, list[list[dict[str, Array]]]]:
     """Fill grad_h0 and grad_c0, where states are wanted, and return the gradients of x, in the caller's layout, and of
     the parameters that are wanted, by layer and direction.
-    """  # fmt: skip
+    """
     layers, directions = len(recurrences), len(recurrences[0])
     hidden_size, dtype = grad_h0.shape[-1], grad_h0.dtype
     # Below the lowest layer of which something is wanted there is nothing to do.

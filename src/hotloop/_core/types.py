@@ -73,7 +73,7 @@ class Resets(NamedTuple):
     def of_reverse(self, ragged: Ragged | None) -> Resets:
         """Marks of the first steps of episodes in time, as the reverse direction needs them: it leaves an episode, and
         is reset, before the step that lies before its first one in time.
-        """  # fmt: skip
+        """
         at = np.zeros(self.at.shape, np.bool_)
         at[:-1] = self.at[1:]
         if ragged is not None:  # what comes from the padding, or from the row that lies behind
@@ -86,7 +86,7 @@ class Resets(NamedTuple):
 class Forward:
     """One recurrence over one batch. `gates` and `c` are there when training: backward reads them; `c` also where it is
     a result. Shapes are those of dense and of padded sequences; flat ones are [total, 1, *].
-    """  # fmt: skip
+    """
 
     weights: Weights
     packed: Any  # what the backend's pack() made of the weights, or None
@@ -175,17 +175,17 @@ class Backend(Protocol):
     ) -> Run | None:  # fmt: skip
         """The same for backward: `run(x, h0, c0, output, gates, c, resets, grad_output, grad_h_n, grad_c_n, grad_x,
         grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_h0, grad_c0)`.
-        """  # fmt: skip
+        """
 
     def fingerprint(self, arrays: Sequence[Array]) -> Callable[[], tuple[int, int]] | None:
         """A function that returns a hash of the bytes these contiguous arrays hold at the moment; None where packing is
         as cheap as hashing, or is not done.
-        """  # fmt: skip
+        """
 
     def openmp_executor(self, parallel: int, max_threads: int) -> Any:
         """An executor on the threads of the OpenMP runtime with GOMP_parallel and omp_get_max_threads at these
         addresses; None where the backend has no use for one.
-        """  # fmt: skip
+        """
 
     def isas(self) -> tuple[str, ...]:
         """The instruction sets this processor can run, best first; none where that is not the backend's own choice."""

@@ -82,7 +82,7 @@ def to_array(tensor: Tensor) -> Array:
     """The tensor's memory. `Tensor.numpy` would forbid the storage to change its size for ever, which FSDP does to free
     weights between their uses, and `resize_`: so the address is taken. Who keeps the array asks before each use whether
     the tensor is still there.
-    """  # fmt: skip
+    """
     if tensor.is_neg():  # a view whose elements are to be negated
         tensor = tensor.resolve_neg()
     address = tensor.data_ptr()
@@ -317,7 +317,7 @@ class Call:
     ) -> list[Tensor | None]:
         """The gradients of x, h0, c0 and of the weights, those that are wanted. Of the results backward needs output
         and c, where that is one.
-        """  # fmt: skip
+        """
         given = to_array(x)
         rows, layout = self.rows(given), LAYOUTS[self.layout]
         sequence = self._sequence(given, rows)

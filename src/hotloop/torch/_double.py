@@ -10,7 +10,7 @@ step to step: with y[t] the states and lambda[t] their gradients,
 a linear recurrence whose own gradient is another, with J in the place of J', in the other direction of time. `_Scan` is
 both of them, so it can be differentiated as often as torch's operations. The gradient that reaches the states goes back
 through the kernels. The number of autograd nodes does not depend on the number of steps.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def backward(
     """The backward pass of the backward pass: the gradients of its upstream gradients and of its inputs (x, h0, c0 and
     the weights), for `grads`, those of what it returned of the inputs that were wanted. `left`: the output of one layer
     in one direction and what forward saved, where they are still what they were.
-    """  # fmt: skip
+    """
     again = torch.is_grad_enabled()  # a third time
     with torch.enable_grad():
         with _private.outside_transforms():

@@ -147,7 +147,7 @@ class _Recurrent(_Base):
     def _check_weights(self, names: Sequence[str]) -> None:
         """What torch does not: its LSTM reads and writes beside the memory of weights that do not fit, and with weights
         on several devices cells return memory that nobody has written to.
-        """  # fmt: skip
+        """
         tensors = None if _traced() or self._cell() is None else self._own()
         if tensors is None or any(type(tensor) not in PLAIN for tensor in tensors):
             return
@@ -195,7 +195,7 @@ class _Recurrent(_Base):
     def _prepared_call(self, layout: str, x: Tensor, hx: Any, resets: Any = None) -> Any:
         """A call that can be prepared, of one layer in one direction on dense tensors: output, h_n and c_n, those that
         there are. None for any other; then `_run` converts what it is given, or says what is wrong.
-        """  # fmt: skip
+        """
         kept: Kept | None = self.__dict__.get("_hotloop")
         tensors = self._own()
         if kept is None or tensors is None or not kept.holds(tensors) or not kept.prepares:

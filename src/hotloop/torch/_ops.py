@@ -3,7 +3,7 @@ and the short way of eager calls, an autograd.Function on the same `Call`.
 
 `infer` has no list of tensors among its results, which inductor's C++ wrapper cannot take; what is differentiated after
 it runs `forward` again. Both ways differentiate with the backward op where the gradient is to be differentiated itself.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def _all_weights(unread: Sequence[tuple[int, Tensor, int]], read: Sequence[Any])
 def _as_they_were(ctx: Any, given: Sequence[Tensor | None]) -> Any:
     """The weights for the backward kernels: what a hook gave back; else the memory that they had in forward, whatever
     the parameters have been given since, as by `.data = ` and `model.double()`.
-    """  # fmt: skip
+    """
     call, kept, _, _, hooked, _ = ctx.left
     if hooked:
         pairs = zip(kept.tensors, given, strict=True)

@@ -77,7 +77,7 @@ class Kept:
     def unread(self, of_x: bool) -> list[int]:
         """The weights that the backward kernels do not read: biases, and weight_ih of the first layer without the
         gradient of x. Callers may write to those in place before backward, as torch's layers let them.
-        """  # fmt: skip
+        """
         return self._unread[of_x]
 
     def unmoved(self) -> bool:

@@ -1,6 +1,6 @@
 """One recurrence over sequences that lie one step after the other, as a prepared call on addresses: what `Call` does,
 with nothing asked that is known already.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

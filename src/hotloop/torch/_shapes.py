@@ -3,7 +3,7 @@ fake call are made by.
 
 A program that was traced or exported has left the checks of `_modules` behind, and anyone may call an op. So an op
 reads no memory before `check_inputs`, its backward none before `check_saved`, has found that everything fits.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def executor() -> Any:
 def _find(backend: Backend) -> Any:
     """The executor on the threads of the runtime that torch uses, where torch's own calls find it: what the program has
     for all, as with LD_PRELOAD, or what torch is linked with.
-    """  # fmt: skip
+    """
     global _runtime
     for library in (None, _private.library_file):
         try:

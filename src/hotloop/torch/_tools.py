@@ -2,7 +2,7 @@
 
 Quantization, pruning and the numeric suite ask `torch.nn.utils.parametrize.type_before_parametrizations`, fx asks
 whether a module is a leaf, torch.jit.script compiles the class, the counter of FLOPs looks ops up in a table.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
