@@ -64,7 +64,7 @@ int check_weights(const Plan& plan, const hotloop_weights* weights) {
 
 // What both directions of time read of the buffers.
 int check_buffers(const Plan& plan, const hotloop_buffers& buffers) {
-  const CellKernels& cell = plan.kernels();
+  const hotloop_cell_traits& cell = plan.kernels().traits;
   const int64_t T = buffers.seq_len, B = buffers.batch_size;
   if (T < 1 || T > plan.seq_len || B < 0 || B > plan.batch_size || buffers.cursor < 0 || buffers.cursor > T ||
       (plan.on_stack && buffers.cursor != 0) || missing(buffers.x, B) || missing(buffers.output, B)) {
@@ -89,8 +89,8 @@ int check_call(const Plan& plan, const hotloop_buffers& buffers) {
   const int status = check_buffers(plan, buffers);
   if (status != HOTLOOP_OK) return status;
   const int64_t B = buffers.batch_size;
-  return missing(buffers.h_n, B) || (plan.kernels().has_c && missing(buffers.c_n, B)) ? HOTLOOP_BAD_ARGUMENT
-                                                                                      : HOTLOOP_OK;
+  return missing(buffers.h_n, B) || (plan.kernels().traits.has_c != 0 && missing(buffers.c_n, B)) ? HOTLOOP_BAD_ARGUMENT
+                                                                                                  : HOTLOOP_OK;
 }
 
 int check_gradients(const Plan& plan, const hotloop_buffers& buffers, const hotloop_gradients& gradients) {
@@ -101,7 +101,7 @@ int check_gradients(const Plan& plan, const hotloop_buffers& buffers, const hotl
       ((plan.uses & HOTLOOP_RESET_TO_INITIAL) == 0 && buffers.resets != nullptr && buffers.reset_to_initial != 0);
   const int64_t B = buffers.batch_size;
   if (unplanned || missing(gradients.grad_h0, B) ||
-      (plan.kernels().has_c
+      (plan.kernels().traits.has_c
            ? missing(gradients.grad_c0, B)
            : gradients.grad_c_n != nullptr || gradients.grad_c != nullptr || gradients.grad_c0 != nullptr)) {
     return HOTLOOP_BAD_ARGUMENT;
@@ -122,6 +122,7 @@ void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& cal
           buffers.batch_size,
           plan.input_size,
           plan.hidden_size,
+          plan.step.all,
           weights.weight_ih,
           weights.weight_hh,
           weights.bias_ih,
@@ -310,16 +311,32 @@ int32_t hotloop_hash(const void* const* arrays, const int64_t* bytes, int64_t co
 
 const char* hotloop_isa(void) {
   const KernelTable* const table = hotloop::active_table();
-  return table != nullptr ? table->name : nullptr;
+  return table != nullptr ? table->traits.name : nullptr;
 }
 
 const char* hotloop_isa_at(int32_t index) {
   const KernelTable* const table = index < 0 ? nullptr : hotloop::table_at(index);
-  return table != nullptr ? table->name : nullptr;
+  return table != nullptr ? table->traits.name : nullptr;
 }
 
 int32_t hotloop_use_isa(const char* name) {
   return name != nullptr && hotloop::use_table(name) ? HOTLOOP_OK : HOTLOOP_UNKNOWN_ISA;
+}
+
+int32_t hotloop_describe_isa(hotloop_isa_traits* traits) {
+  const KernelTable* const table = hotloop::active_table();
+  if (traits == nullptr) return HOTLOOP_BAD_ARGUMENT;
+  if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
+  *traits = table->traits;
+  return HOTLOOP_OK;
+}
+
+int32_t hotloop_describe_cell(int32_t cell, hotloop_cell_traits* traits) {
+  const KernelTable* const table = hotloop::active_table();
+  if (traits == nullptr || cell < 0 || cell >= HOTLOOP_CELL_COUNT) return HOTLOOP_BAD_ARGUMENT;
+  if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
+  *traits = table->types[HOTLOOP_FLOAT32].cells[cell].traits;
+  return HOTLOOP_OK;
 }
 
 int32_t hotloop_processors(void) { return hotloop::processors(); }

@@ -37,7 +37,7 @@ constexpr Isa kIsas[] = {
 
 const KernelTable* find(const char* name) {
   for (const Isa& isa : kIsas) {
-    if (strcmp(isa.table->name, name) == 0 && isa.supported()) return isa.table;
+    if (strcmp(isa.table->traits.name, name) == 0 && isa.supported()) return isa.table;
   }
   return nullptr;
 }

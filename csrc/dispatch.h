@@ -24,8 +24,6 @@ struct Share {
 // and element size overflows.
 template <class Args>
 struct Phases {
-  double (*step_ns)(const Args& args);  // what a step takes one thread, by a rough model; it grows with the rows
-  double (*rows_ns)(const Args& args);  // of that, what `rows` takes
   int64_t (*most_steps)(const Args& args, void* workspace);  // of a round, once started
   int64_t (*workspace)(const Args& args, int shares);        // bytes for calls of at most these steps and rows
   void (*start)(const Args& args, void* workspace, int shares);
@@ -37,8 +35,7 @@ struct Phases {
 };
 
 struct CellKernels {
-  int gates, saved;  // G and S of hotloop_decls.h
-  bool has_c;
+  hotloop_cell_traits traits;
   int64_t (*packed_bytes)(int64_t input_size, int64_t hidden_size);
   void (*pack)(const ForwardCall& args, void* packed);  // its sizes and parameters
   Phases<ForwardCall> forward;
@@ -61,7 +58,7 @@ struct TypeKernels {
 constexpr int kHashWords = 16, kHashShift = 8;
 
 struct KernelTable {
-  const char* name;
+  hotloop_isa_traits traits;
   void (*hash_block)(const void* bytes, const uint64_t* keys, int64_t words, uint64_t* sums);
   TypeKernels types[HOTLOOP_DTYPE_COUNT];
 };

@@ -173,6 +173,23 @@ const char *hotloop_isa(void);
 const char *hotloop_isa_at(int32_t index);
 int32_t hotloop_use_isa(const char *name); /* no call may be under way; for tests and benchmarks */
 
+/* What an instruction set is, and the costs that the cost model reckons with, as tools/measure_costs.py prints them. */
+typedef struct {
+  const char *name;
+  int32_t vector_bytes, registers;
+  int32_t fuses;                  /* whether a product and a sum are rounded once */
+  double lane_flops_ns;           /* flops of products that a lane of a float32 vector does in a nanosecond */
+  double cell_flops;              /* what the cell functions of one unit take, in such flops */
+  double read_bytes_ns;           /* bytes of packed weights that one thread reads in a nanosecond, from L2 */
+  double wake_ns, handover_ns;    /* what it takes until a thread begins that sleeps, and one that is awake */
+  double exchange_ns;             /* what threads that share the units of a step take to exchange them */
+} hotloop_isa_traits;
+int32_t hotloop_describe_isa(hotloop_isa_traits *traits); /* of the instruction set in use */
+
+/* What a cell is: G, the gates that multiply h in the first of two passes (or all), S, and whether it has c. */
+typedef struct { int32_t gates, of_h, saved, has_c; } hotloop_cell_traits;
+int32_t hotloop_describe_cell(int32_t cell, hotloop_cell_traits *traits);
+
 int32_t hotloop_processors(void);          /* how many processors this process may run on */
 void hotloop_use_processors(int32_t count); /* that there are so many; 0: as many as there are. For tests */
 

@@ -33,7 +33,8 @@ ForwardCall largest_forward(const Plan& plan) {
   call.batch_size = plan.batch_size;
   call.input_size = plan.input_size;
   call.hidden_size = plan.hidden_size;
-  if ((plan.uses & HOTLOOP_TRAINING) != 0 && plan.kernels().saved > 0) call.gates = kPresent;
+  call.step_ns = plan.step.all;
+  if ((plan.uses & HOTLOOP_TRAINING) != 0 && plan.kernels().traits.saved > 0) call.gates = kPresent;
   if ((plan.uses & HOTLOOP_PACKED) != 0) call.packed = kPresent;
   return call;
 }
@@ -55,7 +56,7 @@ int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_
 // Each recurrence has as much of the workspace as it needs however it is split. The split may depend on the lengths of
 // rows and on the load, the size may not.
 template <class Call>
-void measure(Plan& plan, const Phases<Call>& phases, Call call) {
+void measure(Plan& plan, const Phases<Call>& phases, const Call& call) {
   int64_t most = phases.workspace(call, 1);
   for (int members = 1; members <= plan.most_shares; ++members) {
     if (plan.most_shares % members != 0) continue;
@@ -65,9 +66,6 @@ void measure(Plan& plan, const Phases<Call>& phases, Call call) {
     if (with_teams > most) most = with_teams;
   }
   plan.each = (most + 63) / 64 * 64 + 64;
-  forward_of(call).batch_size = 1;
-  plan.step_ns = phases.step_ns(call);
-  plan.rows_ns = phases.rows_ns(call);
 }
 
 }  // namespace
@@ -79,7 +77,7 @@ int check_spec(const hotloop_spec* spec) {
   }
   const KernelTable* const table = active_table();
   if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
-  const double G = table->types[spec->dtype].cells[spec->cell].gates;
+  const double G = table->types[spec->dtype].cells[spec->cell].traits.gates;
   const double I = (double)spec->input_size, H = (double)spec->hidden_size;
   return G * (H + 64) * (I + H + 64) * 8 > kMaxBytes ? HOTLOOP_TOO_LARGE : HOTLOOP_OK;
 }
@@ -104,6 +102,7 @@ int make_plan(Plan& plan, const hotloop_spec& spec, int32_t uses, int64_t count,
   plan.batch_size = batch_size;
   plan.input_size = spec.input_size;
   plan.hidden_size = spec.hidden_size;
+  plan.step = step_cost(*plan.table, spec, plan.backward());
   // As few shares of each recurrence as give every thread equally many.
   plan.most_shares = plan.threads / greatest_common_divisor(plan.threads, (int)(count % plan.threads));
   if (plan.backward()) {
@@ -112,7 +111,7 @@ int make_plan(Plan& plan, const hotloop_spec& spec, int32_t uses, int64_t count,
     measure(plan, plan.kernels().forward, largest_forward(plan));
   }
   if ((double)plan.each * (double)count > kMaxBytes) return HOTLOOP_TOO_LARGE;
-  plan.on_stack = plan.workspace_bytes() <= kStackBytes && plan.step_ns * T * B * (double)count <= kStackNs;
+  plan.on_stack = plan.workspace_bytes() <= kStackBytes && plan.step.all * T * B * (double)count <= kStackNs;
   return HOTLOOP_OK;
 }
 

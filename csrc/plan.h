@@ -1,6 +1,7 @@
 // What hotloop_make_plan decides, once for many calls.
 #pragma once
 
+#include "cost.h"
 #include "dispatch.h"
 
 namespace hotloop {
@@ -10,10 +11,10 @@ struct Plan {
   const KernelTable* table;
   int32_t cell, dtype, uses, threads;
   int64_t count, seq_len, batch_size, input_size, hidden_size;
-  int64_t each;             // bytes of workspace of each recurrence: what its kernels need, and then its teams
-  double step_ns, rows_ns;  // what a step of one row takes one thread; and the recurrence alone, without the products
-  int32_t most_shares;      // of one recurrence
-  bool on_stack;            // the workspace
+  int64_t each;  // bytes of workspace of each recurrence: what its kernels need, and then its teams
+  StepCost step;
+  int32_t most_shares;  // of one recurrence
+  bool on_stack;        // the workspace
 
   bool backward() const { return (uses & HOTLOOP_BACKWARD) != 0; }
   const TypeKernels& type() const { return table->types[dtype]; }

@@ -13,17 +13,6 @@ namespace {
 
 constexpr int64_t kCallNs = 50'000'000;  // a call returns HOTLOOP_AGAIN after this long, so that Ctrl-C is seen
 constexpr double kRoundNs = 2e6;         // done between two looks at the clock
-// A call below this runs on the caller alone: to wake a thread takes some 20 us, of the caller 3 to 5. At 48 us a step of
-// GRU B32 I64 H128 stayed on one thread, 31 us; split it takes 21 us.
-constexpr double kInlineNs = 24e3;
-// The same where the other threads are awake.
-constexpr double kInlineAwakeNs = 10e3;
-// What a team spends at a step on exchanging flags and on waiting for the slowest.
-constexpr double kExchangeNs = 200;
-// What one core reads of packed weights: from L2.
-constexpr double kReadBytesNs = 200;
-// Products that are worth waking threads that slept while one thread ran the recurrence of a single row.
-constexpr double kWakeNs = 2e6;
 
 const Phases<ForwardCall>& phases_of(const Plan& plan, const ForwardCall*) { return plan.kernels().forward; }
 const Phases<BackwardCall>& phases_of(const Plan& plan, const BackwardCall*) { return plan.kernels().backward; }
@@ -52,11 +41,12 @@ class Run {
     bool begun = false;
     for (int64_t i = 0; i < count_; ++i) {
       const ForwardCall& call = forward_of(calls_[i]);
-      ns += plan_.step_ns * (double)call.batch_size * mean_steps(call);
+      ns += plan_.step.all * (double)call.batch_size * mean_steps(call);
       begun = begun || call.cursor > 0;
     }
     // A call that has begun goes on as it began: its workspace is laid out for these shares.
-    alone_ = !begun && (ns < kInlineAwakeNs || (ns < kInlineNs && !awake(executor_, threads_)));
+    alone_ = !begun && (runs_alone(*plan_.table, ns, true) ||
+                        (runs_alone(*plan_.table, ns, false) && !awake(executor_, threads_)));
     if (alone_) {
       threads_ = most_shares_ = 1;
     } else {
@@ -103,7 +93,7 @@ class Run {
     const int64_t left = call.seq_len - call.cursor, most = phases_.most_steps(calls_[i], memory(i));
     int64_t now = most < left ? most : left;
     if (phases_.products == nullptr) {  // else rounds are the chunks in which weight gradients are summed
-      const double ns = plan_.step_ns * (double)call.batch_size;
+      const double ns = plan_.step.all * (double)call.batch_size;
       if (ns >= 1 && kRoundNs / ns + 1 < (double)now) now = (int64_t)(kRoundNs / ns) + 1;
     }
     return now;
@@ -125,23 +115,18 @@ class Run {
     return longest > even ? longest < 1 ? longest : 1 : even;
   }
 
-  // The cheapest way to split recurrence i: a thread's part of a step takes as long as its products or as reading its
-  // weights, whichever is longer.
+  // The cheapest way to split recurrence i.
   Split split_of(int64_t i) const {
     if (most_shares_ == 1) return {1, 1};
     const ForwardCall& call = forward_of(calls_[i]);
     const int64_t lanes = plan_.type().lanes, blocks = (call.hidden_size + lanes - 1) / lanes;
-    const double step = plan_.rows_ns * (double)call.batch_size;
-    const double read = (double)(plan_.kernels().gates * call.hidden_size * blocks * lanes) *
-                        (call.dtype == HOTLOOP_FLOAT64 ? 8 : 4) / kReadBytesNs;
     Split best{1, 1};
     double least = 0;
     for (int members = 1; members <= most_shares_ && members <= blocks; ++members) {
       if (most_shares_ % members != 0) continue;
       const int ranges = ranges_of(plan_, call.batch_size, members);
-      const double of_units = largest_part(blocks, members), of_rows = largest(call, ranges);
-      const double products = step * of_rows * of_units, reading = read * of_units;
-      const double ns = (products > reading ? products : reading) + (members > 1 ? kExchangeNs : 0);
+      const double ns = split_step_ns(*plan_.table, plan_.step, (double)call.batch_size, largest(call, ranges),
+                                      largest_part(blocks, members), members > 1);
       if (members == 1 || ns < least) {
         best = {ranges, members};
         least = ns;
@@ -176,8 +161,8 @@ class Run {
 
   int product_shares(int64_t i) const {
     const bool asleep = count_ == 1 && row_shares(i) == 1;
-    const double ns = plan_.step_ns * (double)forward_of(calls_[i]).batch_size;
-    return asleep && ns * (double)steps(i) < kWakeNs ? 1 : most_shares_;
+    const double ns = plan_.step.all * (double)forward_of(calls_[i]).batch_size;
+    return asleep && !worth_waking(ns * (double)steps(i)) ? 1 : most_shares_;
   }
 
   void start(int64_t i, int, int) const { phases_.start(calls_[i], memory(i), split_of(i).rows); }

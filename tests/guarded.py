@@ -301,9 +301,11 @@ def options(cell, dtype, seed):
 def long_enough(problem):
     """The problem over so many steps that the work is split among threads."""
     G, H, I = types.CELLS[problem.cell].gates, problem.hidden_size, problem.input_size  # noqa: E741
-    lanes = 64 // np.dtype(problem.dtype).itemsize  # of the widest vectors
-    lane_flops = 12.5 * lanes  # a nanosecond: the cost model of csrc/kernels/forward.h
-    step_ns = problem.batch_size * -(-H // lanes) * lanes * (2 * G * (I + H) + 270) / lane_flops
+    traits = ffi.new("hotloop_isa_traits *")
+    assert lib.hotloop_describe_isa(traits) == lib.HOTLOOP_OK
+    lanes = traits.vector_bytes // np.dtype(problem.dtype).itemsize
+    flops = problem.batch_size * -(-H // lanes) * lanes * (2 * G * (I + H) + traits.cell_flops)
+    step_ns = flops / (traits.lane_flops_ns * lanes)  # as csrc/cost.cpp has it
     return replace(problem, seq_len=int(60e3 / step_ns) + 2)
 
 

@@ -30,6 +30,8 @@ from cases import (
     train_in_pieces,
 )
 
+from hotloop._core import types
+
 _ffi = pytest.importorskip("hotloop._ffi") if not os.environ.get("HOTLOOP_REQUIRE_NATIVE") else __import__(
     "hotloop._ffi", fromlist=["ffi"]
 )  # fmt: skip
@@ -840,6 +842,40 @@ def test_isas(best_isa):
     for name in (ffi.NULL, b"", b"sse9", b"AVX2", names[0].encode() + b" "):
         assert lib.hotloop_use_isa(name) == lib.HOTLOOP_UNKNOWN_ISA
         assert ffi.string(lib.hotloop_isa()).decode() == names[0]
+
+
+def test_traits_of_isas(isa):
+    """The width is that of the units that a probe counts; what is not fused rounds a product before it is added."""
+    traits = ffi.new("hotloop_isa_traits *")
+    assert lib.hotloop_describe_isa(traits) == lib.HOTLOOP_OK
+    assert ffi.string(traits.name).decode() == isa
+    costs = traits.lane_flops_ns, traits.cell_flops, traits.read_bytes_ns, traits.wake_ns, traits.handover_ns
+    assert min(*costs, traits.exchange_ns) > 0
+    memory = np.zeros(8192 + 64, np.uint8)
+    work = lib.hotloop_probe(lib.HOTLOOP_PROBE_FMA, 0, lib.HOTLOOP_FLOAT32, Call.address(memory), 8192, 1)
+    assert work == 2 * 12 * traits.vector_bytes // 4  # of 12 chains
+    assert traits.registers == (32 if isa == "avx512" else 16)
+    call = Call(Case("rnn_relu", "float32", 1, 1, 1, 1), training=False)
+    value = np.float32(1 + 2**-23)
+    call.data["x"][...] = call.data["weight_ih"][...] = value
+    for name in ("weight_hh", "bias_hh", "h0"):
+        call.data[name][...] = 0
+    call.data["bias_ih"][...] = -(value * value)
+    assert call.run_forward() == lib.HOTLOOP_OK
+    assert (call.results["output"].item() != 0) == bool(traits.fuses) == (isa != "scalar")
+    assert lib.hotloop_describe_isa(ffi.NULL) == lib.HOTLOOP_BAD_ARGUMENT
+
+
+def test_traits_of_cells(isa):
+    """What Python says of cells is what the core says of them."""
+    traits = ffi.new("hotloop_cell_traits *")
+    for name, cell in types.CELLS.items():
+        assert lib.hotloop_describe_cell(getattr(lib, f"HOTLOOP_{name.upper()}"), traits) == lib.HOTLOOP_OK
+        assert (traits.gates, traits.of_h, traits.saved) == (cell.gates, cell.of_h, cell.saved)
+        assert bool(traits.has_c) is cell.has_c
+    assert len(types.CELLS) == lib.HOTLOOP_CELL_COUNT
+    for number, where in ((-1, traits), (lib.HOTLOOP_CELL_COUNT, traits), (0, ffi.NULL)):
+        assert lib.hotloop_describe_cell(number, where) == lib.HOTLOOP_BAD_ARGUMENT
 
 
 def test_unknown_isa_in_the_environment(run_python):

@@ -418,9 +418,10 @@ def test_probes_run(dtype):
         assert 1e3 < roof.run_probe(probe, seconds=3e-4) < 1e15, probe
 
 
-def test_vector_lanes():
-    assert [run.vector_lanes(isa, "float32") for isa in ("avx512", "avx2", "scalar")] == [16, 8, 4]
-    assert run.vector_lanes("avx512", "float64") == 8
+@pytest.mark.skipif(roof.native_library() is None, reason="there is no native module")
+def test_vector_bytes(isa):
+    widths = {"avx512": 64, "avx2": 32, "scalar": 16}
+    assert roof.vector_bytes() == widths[isa]
 
 
 # Memory
@@ -614,7 +615,6 @@ def pretend(times, effort, fails_at=None):
     case = {
         "problem": SMALL.as_dict(),
         "flops": SMALL.flops,
-        "lanes": 1,
         "probes": None,
         "candidates": [
             {"name": name, "threads": 1, "status": "ok", "detail": "", "rounds": []} for name in times
@@ -637,6 +637,22 @@ def test_rounds_rotate_and_stop_when_the_ratio_is_known():
     assert row.speedup == (2, 2, 2)
     assert row.seconds == 1
     assert row.of_roof is None
+
+
+@pytest.mark.parametrize(("dtype", "lanes"), [("float32", 16), ("float64", 8)])
+def test_probes_tell_the_lanes(dtype, lanes):
+    class Probed(Pretender):
+        def ask(self, request, *, seconds=0.0):
+            if request["do"] == "probe":
+                return {"rates": [1.0] * len(request["probes"]), "vector_bytes": 64}
+            return super().ask(request)
+
+    problem = replace(SMALL, dtype=dtype)
+    candidate = {"name": OURS, "threads": 1, "status": "ok", "detail": "", "rounds": []}
+    case = {"problem": problem.as_dict(), "flops": problem.flops, "probes": {}, "candidates": [candidate]}
+    rounds.run_rounds(case, {(OURS, 1): Probed(OURS, 1.0)}, FAST)
+    assert set(case["probes"]) == {probe.key for probe in roof.probes(problem)}
+    assert case["lanes"] == lanes
 
 
 def test_rounds_of_long_calls_are_bounded():

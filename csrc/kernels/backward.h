@@ -258,11 +258,9 @@ struct BackwardRun {
   int64_t row_stride = 0;
   int64_t s0 = 0, s1 = 0;  // steps of this chunk
 
-  static double step_ns(const hotloop::BackwardCall& args) { return 2 * ::step_ns<Cell, T>(args.forward); }
-
   static int64_t chunk_steps(const hotloop::BackwardCall& args) {
     int64_t chunk = args.forward.batch_size > 0 ? kChunkRows / args.forward.batch_size : args.forward.seq_len;
-    const double most = kChunkNs / (step_ns(args) + 1);
+    const double most = kChunkNs / (args.forward.step_ns * (double)args.forward.batch_size + 1);
     if ((double)chunk > most) chunk = (int64_t)most;
     if (chunk < 1) return 1;
     return chunk < args.forward.seq_len ? chunk : args.forward.seq_len;
@@ -274,7 +272,7 @@ struct BackwardRun {
   // The same in any call of at most so many steps and rows.
   static int64_t most_chunk_rows(const hotloop::BackwardCall& args) {
     const int64_t B = args.forward.batch_size, all = args.forward.seq_len * B;
-    const double most = B > 0 ? kChunkNs / step_ns(args) * (double)B : 0;
+    const double most = kChunkNs / args.forward.step_ns;
     int64_t rows = kChunkRows < all ? kChunkRows : all;
     if (most < (double)rows) rows = (int64_t)most;
     return rows > B ? rows : B;
@@ -650,19 +648,6 @@ struct BackwardRows {
     if (run.x_panels) of_x.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA { return now[row]; });
   }
 };
-
-template <class Cell, class T>
-double backward_step_ns(const hotloop::BackwardCall& args) {
-  return BackwardRun<Cell, T>::step_ns(args);
-}
-
-// The recurrence alone: as the products of a step forward, without x.
-template <class Cell, class T>
-double recurrence_ns(const hotloop::BackwardCall& args) {
-  hotloop::ForwardCall without_x = args.forward;
-  without_x.input_size = 0;
-  return step_ns<Cell, T>(without_x);
-}
 
 template <class Cell, class T>
 int64_t backward_most_steps(const hotloop::BackwardCall& args, void* workspace) {

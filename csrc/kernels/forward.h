@@ -12,10 +12,6 @@ namespace {
 // for the projected rows to stay in cache until the recurrence reads them.
 constexpr int64_t kProjectedRows = 96;
 constexpr int64_t kProjectedBytes = 192 * 1024;
-// A vector's lane does 6 (scalar) to 14 (AVX) flops a nanosecond in the products.
-constexpr double kLaneFlopsNs = 12.5;
-// What the cell functions of one unit cost, in flops of products (LSTM: 16.4 ns a vector of 16 at 266 GF/s).
-constexpr double kCellFlops = 270;
 
 template <class Cell, class T>
 struct PackedWeights {
@@ -189,19 +185,6 @@ HOTLOOP_NOINLINE void project_tile(const ChunkRows<const T>& from, const ChunkRo
       for (int g = 0; g < G; ++g) part.store(result + g * H + unit, acc[r][b * G + g]);
     }
   }
-}
-
-// The work of one step forward. Lanes beyond the last unit cost as much as those that are used.
-template <class Cell, class T>
-double step_flops(const hotloop::ForwardCall& args) {
-  const double units = (double)(blocks_of(args.hidden_size, kLanes<T>) * kLanes<T>);
-  const double of_unit = 2.0 * Cell::kGates * (double)(args.input_size + args.hidden_size) + kCellFlops;
-  return (double)args.batch_size * units * of_unit;
-}
-
-template <class Cell, class T>
-double step_ns(const hotloop::ForwardCall& args) {
-  return step_flops<Cell, T>(args) / (kLaneFlopsNs * kLanes<T>);
 }
 
 template <class Cell, class T>

@@ -32,7 +32,7 @@ HOTLOOP_INLINE void multiply(Vector<T> (&result)[MR][NB * G], const T* const (&a
     ask(row);
     for (const int64_t end = depth * (row + 1) / MR; k < end; ++k) {
       const T* const at = w + k * G * kL;
-      if constexpr ((MR + 1) * NV + 1 <= HOTLOOP_REGISTERS) {
+      if constexpr ((MR + 1) * NV + 1 <= Isa::kRegisters) {
         Vector<T> weight[NV];
         unroll<NV>([&](auto v)
                        HOTLOOP_LAMBDA { weight[v.value] = load(at + v.value / G * block_stride + v.value % G * kL); });
@@ -202,7 +202,7 @@ HOTLOOP_NOINLINE void outer_tile(const T* a, int64_t a_stride, const T* b, int64
     });
   });
   for (int64_t row = 0; row < rows; ++row, a += a_stride, b += NV * kL) {
-    if constexpr ((MR + 1) * NV + 1 <= HOTLOOP_REGISTERS) {
+    if constexpr ((MR + 1) * NV + 1 <= Isa::kRegisters) {
       Vector<T> column[NV];
       unroll<NV>([&](auto v) HOTLOOP_LAMBDA { column[v.value] = load(b + v.value * kL); });
       unroll<MR>([&](auto j) HOTLOOP_LAMBDA {

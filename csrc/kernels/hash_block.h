@@ -6,31 +6,17 @@
 
 namespace {
 
-typedef uint64_t Words __attribute__((vector_size(HOTLOOP_VECTOR_BYTES)));
-typedef uint64_t UnalignedWords __attribute__((vector_size(HOTLOOP_VECTOR_BYTES), aligned(1), may_alias));
-typedef uint32_t HalfWords __attribute__((vector_size(HOTLOOP_VECTOR_BYTES)));
+typedef uint64_t UnalignedWords __attribute__((vector_size(Isa::kVectorBytes), aligned(1), may_alias));
+typedef uint32_t HalfWords __attribute__((vector_size(Isa::kVectorBytes)));
 
-constexpr int kWordLanes = HOTLOOP_VECTOR_BYTES / 8;
+constexpr int kWordLanes = Isa::kVectorBytes / 8;
 
 HOTLOOP_INLINE HalfWords load_halves(const void* from) {
   return (HalfWords) * static_cast<const UnalignedWords*>(from);
 }
 
 // The lower half of every word times its upper one.
-HOTLOOP_INLINE Words multiply_halves(HalfWords halves) {
-  const Words lower = (Words)halves, upper = lower >> 32;
-  // NOLINTBEGIN(portability-simd-intrinsics): `*` would be a product of whole words, three times as slow
-#if defined(__AVX512F__) && HOTLOOP_VECTOR_BYTES == 64
-  return (Words)_mm512_maskz_mul_epu32(0xff, (__m512i)lower, (__m512i)upper);  // the other one makes GCC 12 warn
-#elif defined(__AVX2__) && HOTLOOP_VECTOR_BYTES == 32
-  return (Words)_mm256_mul_epu32((__m256i)lower, (__m256i)upper);
-#elif defined(__SSE2__) && HOTLOOP_VECTOR_BYTES == 16
-  return (Words)_mm_mul_epu32((__m128i)lower, (__m128i)upper);
-#else
-  return (lower & 0xffffffff) * upper;
-#endif
-  // NOLINTEND(portability-simd-intrinsics)
-}
+HOTLOOP_INLINE Words multiply_halves(HalfWords halves) { return multiply_lower((Words)halves, (Words)halves >> 32); }
 
 // Adds to both sums, for pairs of the halves of a word, what `words` words (a multiple of kHashWords) make: once with the
 // keys as they are, once with those kHashShift behind.

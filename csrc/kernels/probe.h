@@ -52,7 +52,7 @@ template <class T>
 double probe_copy(void* buffer, int64_t bytes, int64_t repeats) {
   constexpr int kWide = 4;
   T* const data = static_cast<T*>(buffer);
-  const int64_t vectors = bytes / 2 / HOTLOOP_VECTOR_BYTES / kWide * kWide;
+  const int64_t vectors = bytes / 2 / Isa::kVectorBytes / kWide * kWide;
   for (int64_t i = 0; i < repeats; ++i) {
     for (int64_t v = 0; v < vectors; v += kWide) {
       for (int w = 0; w < kWide; ++w) {
@@ -62,7 +62,7 @@ double probe_copy(void* buffer, int64_t bytes, int64_t repeats) {
       }
     }
   }
-  return 2.0 * (double)vectors * HOTLOOP_VECTOR_BYTES * (double)repeats;
+  return 2.0 * (double)vectors * Isa::kVectorBytes * (double)repeats;
 }
 
 // The cell's forward equations on data in L1: gates in, gates, c and h out. Counts vectors of units.
@@ -70,7 +70,7 @@ template <class Cell, class T>
 double probe_forward(void* buffer, int64_t bytes, int64_t repeats) {
   constexpr int kArrays = Cell::kGates + 3, kL = kLanes<T>;
   T* const data = static_cast<T*>(buffer);
-  const int64_t sets = bytes / HOTLOOP_VECTOR_BYTES / kArrays;
+  const int64_t sets = bytes / Isa::kVectorBytes / kArrays;
   for (int64_t i = 0; i < repeats; ++i) {
     for (int64_t set = 0; set < sets; ++set) {
       T* const at = data + set * kArrays * kL;
@@ -96,7 +96,7 @@ template <class Cell, class T>
 double probe_backward(void* buffer, int64_t bytes, int64_t repeats) {
   constexpr int kArrays = Cell::kSaved + 6, kL = kLanes<T>;
   T* const data = static_cast<T*>(buffer);
-  const int64_t sets = bytes / HOTLOOP_VECTOR_BYTES / kArrays;
+  const int64_t sets = bytes / Isa::kVectorBytes / kArrays;
   for (int64_t i = 0; i < repeats; ++i) {
     for (int64_t set = 0; set < sets; ++set) {
       const T* const at = data + set * kArrays * kL;

@@ -1,65 +1,16 @@
-// Vectors of one instruction set: GCC/Clang vector extensions, parametrised by element type and register width.
-//
-// An ISA file defines HOTLOOP_VECTOR_BYTES and HOTLOOP_REGISTERS and includes the kernels; +, -, *, / and comparisons
-// come from the compiler. What it cannot say stands here: fma, loads of a part of a vector, bits as integers, the
-// processor's flush-to-zero mode. No standard header with inline functions may be included by anything in this folder:
-// a copy of such a function compiled for AVX-512 could be the one the linker keeps for everybody.
+// What kernels say with vectors of any instruction set, on top of vectors.h and the header of a family.
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-#define HOTLOOP_INLINE inline __attribute__((always_inline))
-#define HOTLOOP_LAMBDA __attribute__((always_inline))
-#define HOTLOOP_NOINLINE __attribute__((noinline))
+#include "vectors.h"
 
 namespace {
 
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
-
-// f(Int<0>{}), ..., f(Int<N - 1>{}): a loop unrolled before the compiler optimises, so that arrays it indexes can live in
-// registers.
-template <int N, int kFrom = 0, class F>
-HOTLOOP_INLINE void unroll(F&& f) {
-  if constexpr (kFrom < N) {
-    f(Int<kFrom>{});
-    unroll<N, kFrom + 1>(f);
-  }
-}
-
-template <class T>
-struct Simd;
-
-template <>
-struct Simd<float> {
-  typedef float Vector __attribute__((vector_size(HOTLOOP_VECTOR_BYTES)));
-  typedef int32_t Bits __attribute__((vector_size(HOTLOOP_VECTOR_BYTES)));
-  typedef float Unaligned __attribute__((vector_size(HOTLOOP_VECTOR_BYTES), aligned(4), may_alias));
-};
-
-template <>
-struct Simd<double> {
-  typedef double Vector __attribute__((vector_size(HOTLOOP_VECTOR_BYTES)));
-  typedef int64_t Bits __attribute__((vector_size(HOTLOOP_VECTOR_BYTES)));
-  typedef double Unaligned __attribute__((vector_size(HOTLOOP_VECTOR_BYTES), aligned(8), may_alias));
-};
-
-template <class T>
-using Vector = typename Simd<T>::Vector;
-template <class T>
-using Bits = typename Simd<T>::Bits;
-
-template <class T>
-constexpr int kLanes = HOTLOOP_VECTOR_BYTES / sizeof(T);
-
 // Accumulators a register tile may keep: 24 of 32 leaves room for 4 weights and a broadcast; 12 of 16 for 3 and 1.
-constexpr int kAccumulators = HOTLOOP_REGISTERS == 32 ? 24 : 12;
+constexpr int kAccumulators = Isa::kRegisters == 32 ? 24 : 12;
 
 template <int... kIndices>
 struct Ints {};
@@ -85,8 +36,8 @@ HOTLOOP_INLINE V shuffle(V a, V b, Ints<kIndices...>) {
 
 // Rows of a square of vectors become its columns: log2(lanes) times, row i is interleaved with the one half a square below.
 template <class T>
-HOTLOOP_INLINE void transpose(typename Simd<T>::Vector (&rows)[HOTLOOP_VECTOR_BYTES / sizeof(T)]) {
-  constexpr int kL = HOTLOOP_VECTOR_BYTES / sizeof(T);
+HOTLOOP_INLINE void transpose(typename Simd<T>::Vector (&rows)[Isa::kVectorBytes / sizeof(T)]) {
+  constexpr int kL = Isa::kVectorBytes / sizeof(T);
   using Low = typename Interleaving<kL, 0, kL / 2>::Type;
   using High = typename Interleaving<kL, kL / 2, kL / 2>::Type;
   for (int stage = 1; stage < kL; stage *= 2) {
@@ -99,44 +50,8 @@ HOTLOOP_INLINE void transpose(typename Simd<T>::Vector (&rows)[HOTLOOP_VECTOR_BY
   }
 }
 
-template <class T>
-HOTLOOP_INLINE Vector<T> splat(T value) {
-  return value - Vector<T>{};  // value - 0 keeps -0 and compiles to a broadcast
-}
-
-template <class T>
-HOTLOOP_INLINE Vector<T> load(const T* from) {
-  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(from);
-}
-
-template <class T>
-HOTLOOP_INLINE void store(T* to, Vector<T> value) {
-  *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
-}
-
 // To L2, for reading. Anything may be asked for: nothing faults.
 HOTLOOP_INLINE void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
-
-// a * b + c. Fused where the ISA can; every multiply-add of the kernels is written with it, since -ffp-contract=off
-// keeps the compiler from fusing the same formula here and not there.
-template <class V>
-HOTLOOP_INLINE V fma(V a, V b, V c) {
-#if defined(__AVX512F__) && HOTLOOP_VECTOR_BYTES == 64
-  if constexpr (sizeof(a[0]) == 4) {
-    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-  } else {
-    return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-  }
-#elif defined(__FMA__) && HOTLOOP_VECTOR_BYTES == 32
-  if constexpr (sizeof(a[0]) == 4) {
-    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  } else {
-    return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-  }
-#else
-  return a * b + c;
-#endif
-}
 
 // c - a * b, rounded as fma(-a, b, c).
 template <class V>
@@ -152,40 +67,8 @@ struct Part {
 
   HOTLOOP_INLINE explicit Part(int64_t left) : count(left < kLanes<T> ? left : kLanes<T>) {}
 
-#if defined(__AVX512F__) && HOTLOOP_VECTOR_BYTES == 64
-  HOTLOOP_INLINE Vector<T> load(const T* from) const {
-    const unsigned mask = (1u << count) - 1;
-    if constexpr (sizeof(T) == 4) {
-      return (Vector<T>)_mm512_maskz_loadu_ps((__mmask16)mask, from);
-    } else {
-      return (Vector<T>)_mm512_maskz_loadu_pd((__mmask8)mask, from);
-    }
-  }
-  HOTLOOP_INLINE void store(T* to, Vector<T> value) const {
-    const unsigned mask = (1u << count) - 1;
-    if constexpr (sizeof(T) == 4) {
-      _mm512_mask_storeu_ps(to, (__mmask16)mask, (__m512)value);
-    } else {
-      _mm512_mask_storeu_pd(to, (__mmask8)mask, (__m512d)value);
-    }
-  }
-#else
-  // A masked AVX2 store costs some 20 micro-operations on AMD, an element loop no more: whole vectors take the branch.
-  HOTLOOP_INLINE Vector<T> load(const T* from) const {
-    if (count == kLanes<T>) return ::load(from);
-    Vector<T> value{};
-    for (int lane = 0; lane < kLanes<T>; ++lane) {
-      if (lane < count) value[lane] = from[lane];
-    }
-    return value;
-  }
-  HOTLOOP_INLINE void store(T* to, Vector<T> value) const {
-    if (count == kLanes<T>) return ::store(to, value);
-    for (int lane = 0; lane < kLanes<T>; ++lane) {
-      if (lane < count) to[lane] = value[lane];
-    }
-  }
-#endif
+  HOTLOOP_INLINE Vector<T> load(const T* from) const { return load_part(from, count); }
+  HOTLOOP_INLINE void store(T* to, Vector<T> value) const { store_part(to, count, value); }
 };
 
 template <class V>

@@ -17,15 +17,13 @@ void elementwise(const void* x, void* result, int64_t count) {
 
 template <class Cell, class T>
 constexpr hotloop::CellKernels cell_kernels() {
-  return {Cell::kGates,
-          Cell::kSaved,
-          Cell::kHasC,
+  return {{Cell::kGates, Cell::kOfH, Cell::kSaved, Cell::kHasC},
           packed_bytes<Cell, T>,
           pack<Cell, T>,
-          {step_ns<Cell, T>, step_ns<Cell, T>, forward_most_steps<Cell, T>, forward_workspace<Cell, T>,
-           forward_start<Cell, T>, forward_rows<Cell, T>, nullptr, nullptr},
-          {backward_step_ns<Cell, T>, recurrence_ns<Cell, T>, backward_most_steps<Cell, T>, backward_workspace<Cell, T>,
-           backward_start<Cell, T>, backward_rows<Cell, T>, backward_products<Cell, T>, backward_finish<Cell, T>},
+          {forward_most_steps<Cell, T>, forward_workspace<Cell, T>, forward_start<Cell, T>, forward_rows<Cell, T>,
+           nullptr, nullptr},
+          {backward_most_steps<Cell, T>, backward_workspace<Cell, T>, backward_start<Cell, T>, backward_rows<Cell, T>,
+           backward_products<Cell, T>, backward_finish<Cell, T>},
           probe_forward<Cell, T>,
           probe_backward<Cell, T>};
 }
@@ -42,8 +40,8 @@ constexpr hotloop::TypeKernels type_kernels() {
           elementwise<T, sigmoid<Vector<T>>>};
 }
 
-constexpr hotloop::KernelTable kernel_table(const char* name) {
-  return {name, hash_block, {type_kernels<float>(), type_kernels<double>()}};
+constexpr hotloop::KernelTable kernel_table() {
+  return {Isa::kTraits, hash_block, {type_kernels<float>(), type_kernels<double>()}};
 }
 
 }  // namespace

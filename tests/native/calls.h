@@ -18,16 +18,14 @@
 
 namespace native_tests {
 
-struct Cell {
-  const char* name;
-  int64_t gates, saved;
-  bool has_c;
-};
-constexpr Cell kCells[] = {
-    {"rnn_tanh", 1, 0, false}, {"rnn_relu", 1, 0, false},         {"lstm", 4, 4, true},
-    {"gru", 3, 4, false},      {"gru_reset_before", 3, 3, false},
-};
-static_assert(sizeof kCells / sizeof *kCells == HOTLOOP_CELL_COUNT, "a cell without a line here");
+constexpr const char* kCellNames[] = {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"};
+static_assert(sizeof kCellNames / sizeof *kCellNames == HOTLOOP_CELL_COUNT, "a cell without a name here");
+
+inline hotloop_cell_traits traits_of(int cell) {
+  hotloop_cell_traits traits{};
+  hotloop_describe_cell(cell, &traits);
+  return traits;
+}
 
 // Which biases and states there are, which gradients come from above and which are wanted: sets of these.
 enum : unsigned { kBiasIh = 1, kBiasHh = 2, kH0 = 4, kC0 = 8, kAllInputs = 15 };
@@ -45,14 +43,14 @@ struct Problem {
   std::vector<uint8_t> resets{};   // [T, B], or none
   bool to_initial = false;
 
-  const Cell& facts() const { return kCells[cell]; }
+  hotloop_cell_traits facts() const { return traits_of(cell); }
   int64_t rows() const { return facts().gates * H; }
 };
 
 inline std::string describe(const Problem& p, size_t type_bytes) {
   char text[200];
   snprintf(text, sizeof text, "%s %s float%d T%d B%d I%d H%d%s inputs=%u upstream=%u wanted=%u layout=%d%s%s",
-           hotloop_isa(), p.facts().name, static_cast<int>(type_bytes * 8), static_cast<int>(p.T),
+           hotloop_isa(), kCellNames[p.cell], static_cast<int>(type_bytes * 8), static_cast<int>(p.T),
            static_cast<int>(p.B), static_cast<int>(p.I), static_cast<int>(p.H), p.reverse ? " reverse" : "", p.inputs,
            p.upstream, p.wanted, static_cast<int>(p.layout), p.lengths.empty() ? "" : " ragged",
            p.resets.empty() ? "" : " resets");
@@ -243,7 +241,7 @@ template <class T>
 class CallOf : public Call {
  public:
   CallOf(const Problem& p, const Data<T>& data, Mode mode) : p_(p) {
-    const Cell& cell = p.facts();
+    const hotloop_cell_traits cell = p.facts();
     hotloop_buffers& f = buffers;
     spec = {p.cell, std::is_same_v<T, float> ? HOTLOOP_FLOAT32 : HOTLOOP_FLOAT64, p.I, p.H};
     uses = mode == kTraining ? HOTLOOP_TRAINING : HOTLOOP_INFERENCE;

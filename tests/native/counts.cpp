@@ -64,7 +64,7 @@ struct Case {
   std::string name() const {
     const Problem& p = problem;
     char shape[100];
-    snprintf(shape, sizeof shape, "%s-%s-T%d-B%d-I%d-H%d", p.facts().name, kKinds[kind], static_cast<int>(p.T),
+    snprintf(shape, sizeof shape, "%s-%s-T%d-B%d-I%d-H%d", kCellNames[p.cell], kKinds[kind], static_cast<int>(p.T),
              static_cast<int>(p.B), static_cast<int>(p.I), static_cast<int>(p.H));
     return std::string(shape) + (p.reverse ? "-reverse" : "") + (p.layout == kBatchFirst ? "-batch_first" : "") +
            (p.lengths.empty() ? "" : "-ragged") + (p.resets.empty() ? "" : "-resets") +

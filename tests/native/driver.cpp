@@ -150,7 +150,7 @@ template <class T>
 void check_step(const Problem& dense, const Data<T>& data, int32_t threads) {
   Problem p = dense;
   p.reverse = false;
-  const bool has_c = p.facts().has_c;
+  const bool has_c = p.facts().has_c != 0;
   for (const Layout layout : {kTimeMajor, kBatchFirst}) {
     p.layout = layout;
     const int32_t first = layout == kBatchFirst ? HOTLOOP_BATCH_FIRST : 0;
@@ -531,7 +531,7 @@ void check_long(int cell) {
     check(same_bits(stepped.results(), alone.results(), kForwardResults<float>), what,
           "structs and scalars have the same bits");
   }
-  check(early > 0, std::string(kCells[cell].name) + " " + hotloop_isa(), "a long call comes back before the end");
+  check(early > 0, std::string(kCellNames[cell]) + " " + hotloop_isa(), "a long call comes back before the end");
 }
 
 // Several threads of the program call at once and share what they only read; one of them gets the pool.
@@ -647,7 +647,7 @@ class Refusals {
   }
 
   void check_all() {
-    const bool has_c = p_.facts().has_c;
+    const bool has_c = p_.facts().has_c != 0;
     const int64_t least = INT64_MIN, most = INT64_MAX;
     for (const int64_t bad : {int64_t{-1}, least, int64_t{0}, p_.T + 1, most}) {
       both([&](auto& b, auto&) { b.seq_len = bad; }, HOTLOOP_BAD_ARGUMENT, "seq_len");
@@ -975,8 +975,8 @@ class Refusals {
       const auto use = [&](auto& b, auto&) {
         b.weights = &given;
         if (other.cell != spec.cell) {  // what another cell does not have, or has besides
-          b.gates = native_tests::kCells[other.cell].saved > 0 ? workspace_.data() : nullptr;
-          b.c = b.c_n = native_tests::kCells[other.cell].has_c ? workspace_.data() : nullptr;
+          b.gates = traits_of(other.cell).saved > 0 ? workspace_.data() : nullptr;
+          b.c = b.c_n = traits_of(other.cell).has_c ? workspace_.data() : nullptr;
           b.c0 = nullptr;
         }
       };

@@ -134,10 +134,7 @@ def _buffer(size: int) -> Array:
 
 def run_probe(probe: Probe, seconds: float) -> float:
     """Measure flops, bytes or vectors a second on this thread: the median of three samples, `seconds` together."""
-    native = native_library()
-    if native is None:
-        raise RuntimeError("the native module is missing")
-    ffi, lib = native
+    ffi, lib = _native()
     buffer = ffi.from_buffer(_buffer(probe.bytes))
     kind = getattr(lib, f"HOTLOOP_PROBE_{probe.kind.upper()}")
     cell, dtype = getattr(lib, f"HOTLOOP_{probe.cell.upper()}"), getattr(lib, f"HOTLOOP_{probe.dtype.upper()}")
@@ -153,3 +150,19 @@ def run_probe(probe: Probe, seconds: float) -> float:
         _, elapsed = sample(repeats)
     repeats = max(1, math.ceil(repeats * seconds / 3 / elapsed))
     return float(np.median([work / taken for work, taken in (sample(repeats) for _ in range(3))]))
+
+
+def vector_bytes() -> int:
+    """Return the width of a vector of the instruction set in use."""
+    ffi, lib = _native()
+    traits = ffi.new("hotloop_isa_traits *")
+    if lib.hotloop_describe_isa(traits) != lib.HOTLOOP_OK:
+        raise RuntimeError("no instruction set is in use")
+    return int(traits.vector_bytes)
+
+
+def _native() -> tuple[Any, Any]:
+    native = native_library()
+    if native is None:
+        raise RuntimeError("the native module is missing")
+    return native

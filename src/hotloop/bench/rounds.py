@@ -158,10 +158,11 @@ def _probe(case: dict[str, Any], problem: Problem, worker: WorkerProcess) -> Non
     request = {"do": "probe", "probes": [vars(probe) for probe in wanted], "seconds": PROBE_SECONDS}
     try:
         with worker.awake():
-            rates = worker.ask(request)["rates"]
+            reply = worker.ask(request)
     except WorkerDied:
         return  # its next turn reports it
-    for probe, rate in zip(wanted, rates, strict=True):
+    case["lanes"] = reply["vector_bytes"] // problem.itemsize
+    for probe, rate in zip(wanted, reply["rates"], strict=True):
         case["probes"].setdefault(probe.key, []).append(rate)
 
 

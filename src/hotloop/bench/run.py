@@ -108,11 +108,6 @@ class Pool:
         return worker
 
 
-def vector_lanes(variant: str, dtype: str) -> int:
-    """Return the units in a vector of an instruction set; its register width is in csrc/kernels/isa_*.cpp."""
-    return {"avx512": 64, "avx2": 32}.get(variant, 16) // (8 if dtype == "float64" else 4)
-
-
 def run(
     problems: Sequence[Problem],
     settings: Settings,
@@ -236,14 +231,13 @@ def new_case(problem: Problem, pool: Pool) -> dict[str, Any]:
 
     There is none for modules of torch: part of their time is torch's.
     """
-    variant, backend = "", ""
+    backend = ""
     for (name, _), worker in pool.workers.items():
         if name == OURS and isinstance(worker, WorkerProcess):
-            variant, backend = worker.hello["versions"]["variant"], worker.hello["versions"]["backend"]
+            backend = worker.hello["versions"]["backend"]
     return {
         "problem": problem.as_dict(),
         "flops": problem.flops,
-        "lanes": vector_lanes(variant, problem.dtype),
         "probes": {} if backend == "native" and not problem.module else None,
         "candidates": [],
     }

@@ -145,7 +145,8 @@ class Worker:
     def probe(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run the probes of a roof."""
         probes = [roof.Probe(**probe) for probe in request["probes"]]
-        return {"rates": [roof.run_probe(probe, request["seconds"]) for probe in probes]}
+        rates = [roof.run_probe(probe, request["seconds"]) for probe in probes]
+        return {"rates": rates, "vector_bytes": roof.vector_bytes()}
 
 
 def _time(run: Callable[[], object], calls: int) -> float:
