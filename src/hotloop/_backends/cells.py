@@ -5,11 +5,15 @@ arguments, so that NumPy arrays, scalars under a compiler and other libraries' a
 
 a_* is a pre-activation: projected input plus recurrent product plus biases. d_* is the gradient of the loss with
 respect to *.
+
+`STEPS` has a whole step of each cell, forward and backward, for any library's arrays. Who calls them splits arrays by
+gates, in PyTorch's order, and does the products.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 # RNN, h' = tanh(a) or relu(a) (Elman, "Finding Structure in Time", Cognitive Science 14, 1990).
 
@@ -103,3 +107,123 @@ def gru_reset_before_backward_reset(r: Any, h_prev: Any, dreset_h: Any, dh_prev:
     da_r = dreset_h * h_prev * (r * (1 - r))
     dh_prev = dh_prev + dreset_h * r
     return da_r, dh_prev
+
+
+# Steps.
+
+
+class Functions(NamedTuple):
+    """A library's elementwise functions."""
+
+    tanh: Any
+    sigmoid: Any
+    relu: Any
+
+
+# product(operand, first, last): an operand times the weights of gates first ... last-1, and their bias, by gate.
+Product = Callable[[Any, int, int], Sequence[Any]]
+# product_back(da, first): the gradient of that product's operand, from those of its gates.
+ProductBack = Callable[[Sequence[Any], int], Any]
+
+
+class State(NamedTuple):
+    """What a step gives: saved arrays, in the order in which training saves them, and the new state."""
+
+    saved: Sequence[Any]
+    h: Any
+    c: Any = None  # of an LSTM
+
+
+class Given(NamedTuple):
+    """What backward knows of a step."""
+
+    saved: Sequence[Any]
+    h: Any
+    h_prev: Any
+    c: Any
+    c_prev: Any
+
+
+class Gradients(NamedTuple):
+    """What backward of a step gives."""
+
+    x: Sequence[Any]  # of the projected input, by gate
+    operands: Sequence[tuple[Any, Sequence[Any]]]  # of every product: its operand, and the gradients of its gates
+    h_prev: Any  # what reaches the state before without passing a product
+    c_prev: Any = None
+
+
+class Step(NamedTuple):
+    """A step of a cell: forward(x, product, h_prev, c_prev, functions) with the projected input by gate, and
+    backward(given, dh, dc, product_back, functions).
+    """
+
+    forward: Callable[[Sequence[Any], Product, Any, Any, Functions], State]
+    backward: Callable[[Given, Any, Any, ProductBack, Functions], Gradients]
+
+
+def _rnn_tanh(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
+    return State((), rnn_tanh_forward(x[0] + product(h_prev, 0, 1)[0], functions.tanh))
+
+
+def _rnn_tanh_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
+    da = [rnn_tanh_backward(given.h, dh)]
+    return Gradients(da, [(given.h_prev, da)], 0)
+
+
+def _rnn_relu(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
+    return State((), rnn_relu_forward(x[0] + product(h_prev, 0, 1)[0], functions.relu))
+
+
+def _rnn_relu_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
+    da = [rnn_relu_backward(given.h, dh)]
+    return Gradients(da, [(given.h_prev, da)], 0)
+
+
+def _lstm(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
+    a_i, a_f, a_g, a_o = (of_x + of_h for of_x, of_h in zip(x, product(h_prev, 0, 4), strict=True))
+    i, f, g, o, c, h = lstm_forward(a_i, a_f, a_g, a_o, c_prev, functions.tanh, functions.sigmoid)
+    return State((i, f, g, o), h, c)
+
+
+def _lstm_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
+    i, f, g, o = given.saved
+    *da, dc_prev = lstm_backward(i, f, g, o, given.c_prev, given.c, dh, dc, functions.tanh)
+    return Gradients(da, [(given.h_prev, da)], 0, dc_prev)
+
+
+def _gru(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
+    h_r, h_z, q = product(h_prev, 0, 3)
+    r, z, n, h = gru_forward(x[0] + h_r, x[1] + h_z, x[2], q, h_prev, functions.tanh, functions.sigmoid)
+    return State((r, z, n, q), h)
+
+
+def _gru_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
+    r, z, n, q = given.saved
+    da_r, da_z, dx_n, dq, dh_prev = gru_backward(r, z, n, q, given.h_prev, dh)
+    return Gradients([da_r, da_z, dx_n], [(given.h_prev, [da_r, da_z, dq])], dh_prev)
+
+
+def _gru_reset_before(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
+    h_r, h_z = product(h_prev, 0, 2)
+    r, z, reset_h = gru_reset_before_gates(x[0] + h_r, x[1] + h_z, h_prev, functions.sigmoid)
+    n, h = gru_reset_before_forward(x[2] + product(reset_h, 2, 3)[0], z, h_prev, functions.tanh)
+    return State((r, z, n), h)
+
+
+def _gru_reset_before_back(
+    given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions
+) -> Gradients:
+    r, z, n = given.saved
+    da_z, da_n, dh_prev = gru_reset_before_backward(z, n, given.h_prev, dh)
+    da_r, dh_prev = gru_reset_before_backward_reset(r, given.h_prev, product_back([da_n], 2), dh_prev)
+    return Gradients([da_r, da_z, da_n], [(given.h_prev, [da_r, da_z]), (r * given.h_prev, [da_n])], dh_prev)
+
+
+STEPS = {
+    "rnn_tanh": Step(_rnn_tanh, _rnn_tanh_back),
+    "rnn_relu": Step(_rnn_relu, _rnn_relu_back),
+    "lstm": Step(_lstm, _lstm_back),
+    "gru": Step(_gru, _gru_back),
+    "gru_reset_before": Step(_gru_reset_before, _gru_reset_before_back),
+}

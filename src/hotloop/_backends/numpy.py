@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._core.types import GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, Array, Backward, Forward, Weights
+from .._core.types import Array, Backward, Forward, Weights
 from . import cells
 
 NAME = "numpy"
@@ -56,6 +56,14 @@ def relu(a: Array) -> Array:
     return np.maximum(a, 0)
 
 
+FUNCTIONS = cells.Functions(np.tanh, sigmoid, relu)
+
+
+def _rows(weights: Weights, first: int, last: int) -> slice:
+    """Those of gates first ... last-1 in weights and biases."""
+    return slice(first * weights.hidden_size, last * weights.hidden_size)
+
+
 def _active(forward: Forward, step: int) -> Any:
     """The rows of the batch that have a step of this number, in processing order."""
     return slice(None) if forward.ragged is None else np.flatnonzero(forward.ragged.lengths > step)
@@ -86,11 +94,15 @@ def forward(recurrences: Sequence[Forward], threads: int, executor: Any = None) 
 
 
 def _forward(args: Forward) -> None:
-    w, cell = args.weights, args.cell
-    of_h = cell.of_h * w.hidden_size  # rows of weight_hh that multiply h
-    weight_hh, bias_hh = w.weight_hh[:of_h], None if w.bias_hh is None else w.bias_hh[:of_h]
+    w, cell_step = args.weights, cells.STEPS[args.cell.name]
     h0, c0, h_reset, c_reset = _states(args)
     h_n, c_n = h0.copy(), c0.copy()  # of every row after its last step so far
+
+    def product(operand: Array, first: int, last: int) -> list[Array]:
+        rows = _rows(w, first, last)
+        share = operand @ w.weight_hh[rows].T + _bias(None if w.bias_hh is None else w.bias_hh[rows])
+        return np.split(share, last - first, axis=1)
+
     for sequence in (args.output, args.c):
         if sequence is not None and args.ragged is not None:
             sequence[...] = 0  # the padding
@@ -101,31 +113,12 @@ def _forward(args: Forward) -> None:
         if (reset := _resets(args, place)) is not None:
             h, c = np.where(reset, h_reset[rows], h), np.where(reset, c_reset[rows], c)
         x_share = args.x[place] @ w.weight_ih.T + _bias(w.bias_ih)  # [B, G*H]
-        h_share = h @ weight_hh.T + _bias(bias_hh)
-        saved: tuple[Array, ...] = ()
-        if cell is LSTM:
-            a_i, a_f, a_g, a_o = np.split(x_share + h_share, 4, axis=1)
-            i, f, g, o, c, h = cells.lstm_forward(a_i, a_f, a_g, a_o, c, np.tanh, sigmoid)
-            saved = (i, f, g, o)
+        x_shares = np.split(x_share, args.cell.gates, axis=1)
+        saved, h, c = cell_step.forward(x_shares, product, h, c, FUNCTIONS)
+        if c is not None:
             c_n[rows] = c
             if args.c is not None:
                 args.c[place] = c
-        elif cell is GRU:
-            x_r, x_z, x_n = np.split(x_share, 3, axis=1)
-            h_r, h_z, q = np.split(h_share, 3, axis=1)
-            r, z, n, h = cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, np.tanh, sigmoid)
-            saved = (r, z, n, q)
-        elif cell is GRU_RESET_BEFORE:
-            x_r, x_z, x_n = np.split(x_share, 3, axis=1)
-            h_r, h_z = np.split(h_share, 2, axis=1)
-            r, z, reset_h = cells.gru_reset_before_gates(x_r + h_r, x_z + h_z, h, sigmoid)
-            reset_share = reset_h @ w.weight_hh[of_h:].T + _bias(None if w.bias_hh is None else w.bias_hh[of_h:])
-            n, h = cells.gru_reset_before_forward(x_n + reset_share, z, h, np.tanh)
-            saved = (r, z, n)
-        elif cell is RNN_RELU:
-            h = cells.rnn_relu_forward(x_share + h_share, relu)
-        else:
-            h = cells.rnn_tanh_forward(x_share + h_share, np.tanh)
         h_n[rows] = h
         args.output[place] = h
         if args.gates is not None:
@@ -143,11 +136,15 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
 
 def _backward(args: Backward) -> None:
     fwd, w, cell = args.forward, args.forward.weights, args.forward.cell
-    of_h = cell.of_h * w.hidden_size
+    cell_step = cells.STEPS[cell.name]
     wanted = (args.grad_x, args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh)
     for gradient in wanted:
         if gradient is not None:
             gradient[...] = 0
+
+    def product_back(da: Sequence[Array], first: int) -> Array:
+        return np.asarray(np.concatenate(da, axis=1) @ w.weight_hh[_rows(w, first, first + len(da))])
+
     h0, c0, h_reset, c_reset = _states(fwd)
     # Of every row, the gradients of its state before the last step that is not done yet...
     dh_all = np.zeros_like(fwd.h_n) if args.grad_h_n is None else args.grad_h_n.copy()
@@ -166,47 +163,13 @@ def _backward(args: Backward) -> None:
             dh = dh + args.grad_output[place]
         if args.grad_c is not None:
             dc = dc + args.grad_c[place]
-        dh_direct: Any = 0  # what reaches h_prev without passing weight_hh
-        if cell is LSTM:
-            assert fwd.gates is not None
-            assert fwd.c is not None
-            i, f, g, o = np.split(fwd.gates[place], 4, axis=1)
-            c_prev = c0[rows] if before is None else fwd.c[before]
-            if reset is not None:
-                c_prev = np.where(reset, c_reset[rows], c_prev)
-            *da, dc = cells.lstm_backward(i, f, g, o, c_prev, fwd.c[place], dh, dc, np.tanh)
-            dx_share = dh_share = np.concatenate(da, axis=1)  # [B, G*H], of x_share and h_share
-        elif cell is GRU:
-            assert fwd.gates is not None
-            r, z, n, q = np.split(fwd.gates[place], 4, axis=1)
-            da_r, da_z, dx_n, dq, dh_direct = cells.gru_backward(r, z, n, q, h_prev, dh)
-            dx_share = np.concatenate((da_r, da_z, dx_n), axis=1)
-            dh_share = np.concatenate((da_r, da_z, dq), axis=1)
-        elif cell is GRU_RESET_BEFORE:
-            assert fwd.gates is not None
-            r, z, n = np.split(fwd.gates[place], 3, axis=1)
-            da_z, da_n, dh_direct = cells.gru_reset_before_backward(z, n, h_prev, dh)
-            dreset_h = da_n @ w.weight_hh[of_h:]
-            da_r, dh_direct = cells.gru_reset_before_backward_reset(r, h_prev, dreset_h, dh_direct)
-            dx_share = np.concatenate((da_r, da_z, da_n), axis=1)
-            dh_share = dx_share
-            if args.grad_weight_hh is not None:
-                args.grad_weight_hh[of_h:] += da_n.T @ (r * h_prev)
-        elif cell is RNN_RELU:
-            dx_share = dh_share = cells.rnn_relu_backward(h, dh)
-        else:
-            dx_share = dh_share = cells.rnn_tanh_backward(h, dh)
-        dh = dh_share[:, :of_h] @ w.weight_hh[:of_h] + dh_direct
-        if args.grad_x is not None:
-            args.grad_x[place] = dx_share @ w.weight_ih
-        if args.grad_weight_ih is not None:
-            args.grad_weight_ih += dx_share.T @ fwd.x[place]
-        if args.grad_weight_hh is not None:
-            args.grad_weight_hh[:of_h] += dh_share[:, :of_h].T @ h_prev
-        if args.grad_bias_ih is not None:
-            args.grad_bias_ih += dx_share.sum(axis=0)
-        if args.grad_bias_hh is not None:
-            args.grad_bias_hh += dh_share.sum(axis=0)
+        saved, c, c_prev = _saved(fwd, place, before, c0[rows])
+        if reset is not None and c_prev is not None:
+            c_prev = np.where(reset, c_reset[rows], c_prev)
+        found = cell_step.backward(cells.Given(saved, h, h_prev, c, c_prev), dh, dc, product_back, FUNCTIONS)
+        dh = product_back(found.operands[0][1], 0) + found.h_prev
+        dc = dc if found.c_prev is None else found.c_prev
+        _add_products(args, place, np.concatenate(found.x, axis=1), found.operands)
         if reset is not None:
             if fwd.resets is not None and fwd.resets.initial:
                 dh_reset[rows] += np.where(reset, dh, 0)
@@ -216,3 +179,32 @@ def _backward(args: Backward) -> None:
     args.grad_h0[...] = dh_all + dh_reset
     if args.grad_c0 is not None:
         args.grad_c0[...] = dc_all + dc_reset
+
+
+def _saved(fwd: Forward, place: Any, before: Any, c0: Array) -> tuple[list[Array], Array | None, Array | None]:
+    """What forward saved of a step by name: the arrays of `gates`, c, and c of the step before."""
+    size = fwd.cell.saved
+    saved = [] if fwd.gates is None or size == 0 else np.split(fwd.gates[place], size, axis=1)
+    if fwd.c is None or not fwd.cell.has_c:
+        return saved, None, None
+    return saved, fwd.c[place], c0 if before is None else fwd.c[before]
+
+
+def _add_products(
+    args: Backward, place: Any, dx_share: Array, operands: Sequence[tuple[Array, Sequence[Array]]]
+) -> None:
+    """The gradients of x at a step, and what the step adds to those of weights and biases."""
+    w, x, first = args.forward.weights, args.forward.x, 0
+    if args.grad_x is not None:
+        args.grad_x[place] = dx_share @ w.weight_ih
+    if args.grad_weight_ih is not None:
+        args.grad_weight_ih += dx_share.T @ x[place]
+    if args.grad_bias_ih is not None:
+        args.grad_bias_ih += dx_share.sum(axis=0)
+    for operand, da in operands:
+        rows, share = _rows(w, first, first + len(da)), np.concatenate(da, axis=1)
+        first += len(da)
+        if args.grad_weight_hh is not None:
+            args.grad_weight_hh[rows] += share.T @ operand
+        if args.grad_bias_hh is not None:
+            args.grad_bias_hh[rows] += share.sum(axis=0)

@@ -547,7 +547,8 @@ def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
     """
     if problem.bidirectional and problem.resets:
         raise Unsupported("resets only forward in time")
-    jnp, sigmoid, tanh = jax.numpy, jax.nn.sigmoid, jax.numpy.tanh
+    jnp = jax.numpy
+    functions, cell_step = _cells.Functions(jnp.tanh, jax.nn.sigmoid, jax.nn.relu), _cells.STEPS[problem.cell_key]
 
     def masked(step: Callable[..., Any]) -> Callable[..., Any]:
         """Keep the state where a sequence has ended, put zeros in its place where an episode begins."""
@@ -570,26 +571,19 @@ def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
         def split(array: Any) -> Any:
             return jnp.split(array, problem.gates, axis=1)
 
-        def lstm_step(state: Any, x_share: Any) -> Any:
-            h, c = state
-            a_i, a_f, a_g, a_o = split(x_share + h @ weight_hh.T)
-            *_, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, tanh, sigmoid)
-            return (h, c), h
+        def product(operand: Any, *gates: Any) -> Any:
+            # The GRU's reset gate multiplies bias_hh too, so there it stays inside the loop.
+            share = operand @ weight_hh.T
+            return split(share + bias_hh if problem.cell == "gru" else share)
 
-        def gru_step(h: Any, x_share: Any) -> Any:
-            (x_r, x_z, x_n), (h_r, h_z, q) = split(x_share), split(h @ weight_hh.T + bias_hh)
-            *_, h = _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, tanh, sigmoid)
-            return h, h
-
-        def rnn_step(h: Any, x_share: Any) -> Any:
-            h = _cells.rnn_tanh_forward(x_share + h @ weight_hh.T, tanh)
-            return h, h
+        def step(state: Any, x_share: Any) -> Any:
+            h, c = state if problem.cell == "lstm" else (state, None)
+            after = cell_step.forward(split(x_share), product, h, c, functions)
+            return (after.h, after.c) if problem.cell == "lstm" else after.h, after.h
 
         zeros = jnp.zeros((problem.batch_size, problem.hidden_size), x.dtype)
         start = (zeros, zeros) if problem.cell == "lstm" else zeros
-        # The GRU's reset gate multiplies bias_hh too, so there it stays inside the loop.
         bias = bias_ih if problem.cell == "gru" else bias_ih + bias_hh
-        step = {"lstm": lstm_step, "gru": gru_step, "rnn": rnn_step}[problem.cell]
         x_share = x @ weight_ih.T + bias
         if masks:
             state, output = jax.lax.scan(masked(step), start, (x_share, masks), reverse=reverse)

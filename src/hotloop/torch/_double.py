@@ -533,14 +533,15 @@ def _with_last(grad: Tensor | None, last: Tensor | None, masks: _Masks, reverse:
     return _added(grad, last)
 
 
+_FUNCTIONS = _cells.Functions(torch.tanh, torch.sigmoid, torch.relu)
+
+
 def _step(cell: Cell, of_x: Tensor, of_h: Tensor, h: Any, c: Any) -> tuple[Tensor, Tensor | None]:
-    if cell.name == "lstm":
-        a_i, a_f, a_g, a_o = (of_x + of_h).chunk(4, -1)
-        *_, c, h = _cells.lstm_forward(a_i, a_f, a_g, a_o, c, torch.tanh, torch.sigmoid)
-        return h, c
-    x_r, x_z, x_n = of_x.chunk(3, -1)
-    h_r, h_z, q = of_h.chunk(3, -1)
-    return _cells.gru_forward(x_r + h_r, x_z + h_z, x_n, q, h, torch.tanh, torch.sigmoid)[-1], None
+    """A step of a cell of one product, which `of_h` is."""
+    state = _cells.STEPS[cell.name].forward(
+        of_x.chunk(cell.gates, -1), lambda *_: of_h.chunk(cell.gates, -1), h, c, _FUNCTIONS
+    )
+    return state.h, state.c
 
 
 def _time_major(call: Call, tensor: Tensor) -> Tensor:
