@@ -109,16 +109,13 @@ class _Layers(Generic[State]):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name, in torch's order."""
-        rows = self._cell.gates * self._hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(self._num_layers):
             columns = self._input_size if layer == 0 else self._hidden_size * self._directions
             for suffix in self._suffixes(layer):
-                shapes[f"weight_ih{suffix}"] = rows, columns
-                shapes[f"weight_hh{suffix}"] = rows, self._hidden_size
-                if self._bias:
-                    shapes[f"bias_ih{suffix}"] = (rows,)
-                    shapes[f"bias_hh{suffix}"] = (rows,)
+                for parameter in self._cell.parameters:
+                    if self._bias or parameter.operand is not None:
+                        shapes[f"{parameter.name}{suffix}"] = parameter.shape(self._cell, columns, self._hidden_size)
         return shapes
 
     def _suffixes(self, layer: int) -> list[str]:

@@ -86,7 +86,7 @@ def _fail(status: int) -> NoReturn:
 
 def _describe(weights: Weights) -> Any:
     """The struct that points to the parameters, which have to live as long."""
-    of_weights = zip(PARAMETERS, weights[-4:], strict=True)
+    of_weights = zip(PARAMETERS, weights.arrays, strict=True)
     return ffi.new(_WEIGHTS, {name: _from_buffer(array) for name, array in of_weights if array is not None})
 
 
@@ -150,7 +150,7 @@ def _prepared(
 ) -> Run:  # fmt: skip
     """A call of one recurrence. The first argument keeps alive what the addresses lead to."""
     sizes = (
-        (plan, packed, executor), plan.address, weights[-4:] if packed is None else packed.address,
+        (plan, packed, executor), plan.address, weights.arrays if packed is None else packed.address,
         0 if executor is None else _address(executor), plan.key[5], plan.key[6], weights.input_size,
         weights.hidden_size, batch_first,
     )  # fmt: skip
@@ -191,10 +191,10 @@ def _largest(recurrences: Sequence[Forward]) -> tuple[int, int]:
 
 def _buffers(recurrences: Sequence[Forward]) -> tuple[Any, Any]:
     """The structs of a call, and what they point to beside its arrays."""
-    count, spec = len(recurrences), recurrences[0].weights[:4]
-    if any(args.weights[:4] != spec for args in recurrences[1:]):  # of which the plan knows one
+    count, spec = len(recurrences), recurrences[0].weights.spec
+    if any(args.weights.spec != spec for args in recurrences[1:]):  # of which the plan knows one
         raise ValueError(
-            f"recurrences: expected one cell, dtype and size, got {[args.weights[:4] for args in recurrences]}"
+            f"recurrences: expected one cell, dtype and size, got {[args.weights.spec for args in recurrences]}"
         )
     buffers = ffi.new(_BUFFERS, count)
     weights = [_describe(args.weights) if args.packed is None else args.packed.struct for args in recurrences]

@@ -93,7 +93,6 @@ class _Planned(NamedTuple):
     output: tuple[int, ...]
     states: tuple[int, ...]
     run: Run | None  # a call of one recurrence without lengths, where the backend prepares such
-    few: bool  # elements: an x that is not contiguous is copied
     empty: Callable[..., Array]  # for what grows with seq_len
     sizes: _Sizes
 
@@ -106,6 +105,7 @@ class _Sizes(NamedTuple):
     batch_size: int
     hidden_size: int  # of the output: of both directions
     threads: int
+    few: bool  # elements, of x and of the output: an x that is not contiguous is copied
 
     @property
     def sequence(self) -> tuple[int, int, int]:
@@ -133,7 +133,7 @@ def _plan(stack: Stack, x: Any, batch_first: Any, flat: bool, threads: Any, trai
     few = x.size < _FEW and seq_len * batch_size * width < _FEW
     planned = _Planned(
         now, threads, batch_first, flat, x.shape, layout.shape(seq_len, batch_size, width), states, run,
-        few, np.empty if few else memory.empty, _Sizes(layout, seq_len, batch_size, width, count),
+        np.empty if few else memory.empty, _Sizes(layout, seq_len, batch_size, width, count, few),
     )  # fmt: skip
     stack.plans[training] = planned
     return x, planned
@@ -183,15 +183,15 @@ def run(
     """
     given, dtype, planned = x, stack.dtype, stack.plans[training]
     if planned is not None:
-        before, of_threads, first, flat, x_shape, of_output, states, prepared, _, empty, _ = planned
+        before, of_threads, first, flat, x_shape, of_output, states, prepared, empty, _ = planned
     if (
         planned is None or not plain(x, dtype, x_shape) or before is not settings.current
         or of_threads is not threads or first is not batch_first or flat is not (offsets is not None)
     ):  # fmt: skip
         x, planned = _plan(stack, x, batch_first, offsets is not None, threads, training)
-        *_, of_output, states, prepared, few, empty, _ = planned
+        *_, of_output, states, prepared, empty, sizes = planned
         if not x.flags.c_contiguous:
-            if few:
+            if sizes.few:
                 x = np.ascontiguousarray(x)
             else:
                 prepared = None
@@ -343,7 +343,7 @@ def backward(saved: Saved, upstream: Upstream, x_wanted: bool, states_wanted: bo
         backend, weights = planned.settings.backend, stack.weights[0][0]
         assert backend is not None
         names = wanted[0][0]
-        layout, seq_len, batch_size, _, threads = planned.sizes
+        layout, seq_len, batch_size, _, threads, _ = planned.sizes
         prepared = backend.prepare_backward(
             weights, seq_len=seq_len, batch_size=batch_size, batch_first=layout.batch_first, x_wanted=x_wanted,
             weights_wanted="weight_ih" in names or "weight_hh" in names, threads=threads,

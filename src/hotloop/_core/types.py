@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
@@ -12,6 +13,17 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 MOST_BYTES = 1 << 55  # of an array, and between its first and its last byte; processes address less
+
+
+class Parameter(NamedTuple):
+    """A parameter of a recurrence, of [gates*hidden_size] rows."""
+
+    name: str
+    operand: str | None  # "x" or "h", which the weight multiplies; None: a bias
+
+    def shape(self, cell: Cell, input_size: int, hidden_size: int) -> tuple[int, ...]:
+        rows = cell.gates * hidden_size
+        return (rows,) if self.operand is None else (rows, input_size if self.operand == "x" else hidden_size)
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,22 @@ class Cell:
     of_h: int  # the first so many multiply h; the others, in a second pass, the reset h
     saved: int  # arrays a unit that backward needs beside the output (and c)
     has_c: bool
+    parameters: tuple[Parameter, ...] = (
+        Parameter("weight_ih", "x"),
+        Parameter("weight_hh", "h"),
+        Parameter("bias_ih", None),
+        Parameter("bias_hh", None),
+    )  # in PyTorch's order
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of its parameters."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @cached_property
+    def weight_names(self) -> tuple[str, ...]:
+        """Those of them that are not biases."""
+        return tuple(parameter.name for parameter in self.parameters if parameter.operand is not None)
 
 
 RNN_TANH = Cell("rnn_tanh", gates=1, of_h=1, saved=0, has_c=False)
@@ -30,7 +58,7 @@ RNN_RELU = Cell("rnn_relu", gates=1, of_h=1, saved=0, has_c=False)
 LSTM = Cell("lstm", gates=4, of_h=4, saved=4, has_c=True)
 GRU = Cell("gru", gates=3, of_h=3, saved=4, has_c=False)
 GRU_RESET_BEFORE = Cell("gru_reset_before", gates=3, of_h=2, saved=3, has_c=False)
-PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+PARAMETERS = LSTM.names  # of every cell
 CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE)}
 
 
@@ -45,6 +73,20 @@ class Weights(NamedTuple):
     weight_hh: Array  # [G*H, H]
     bias_ih: Array | None  # [G*H]
     bias_hh: Array | None  # [G*H]
+
+    @property
+    def spec(self) -> tuple[Cell, np.dtype[Any], int, int]:
+        """What the parameters do not say."""
+        return self[:4]
+
+    @property
+    def arrays(self) -> tuple[Array | None, ...]:
+        """The parameters, in the order of the cell's table."""
+        return self[4:]
+
+    def with_arrays(self, arrays: Iterable[Array | None]) -> Weights:
+        """The same of other memory."""
+        return Weights._make((*self.spec, *arrays))
 
 
 @dataclass(slots=True)

@@ -21,7 +21,6 @@ from .._core.checks import check_grad_sequence, check_ragged, check_resets, chec
 from .._core.dropout import drop
 from .._core.types import (
     LAYERS_STATE_RULE,
-    PARAMETERS,
     STATE_RULE,
     TIME_MAJOR,
     Array,
@@ -195,6 +194,11 @@ class Call:
     batch_size: Any = None  # packed, where it has to be known without the sizes
     _rows: Rows | None = field(default=None, repr=False)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters of one layer and direction, in the order of their tensors."""
+        return self.cell.names if self.bias else self.cell.weight_names
+
     def rows(self, x: Array) -> Rows:
         """`x` as the caller has it."""
         if self._rows is None:
@@ -242,16 +246,12 @@ class Call:
     def weights(self, tensors: Sequence[Tensor]) -> list[list[Weights]]:
         """By layer and direction, of tensors in torch's order."""
         arrays = [np.ascontiguousarray(to_array(tensor)) for tensor in tensors]
-        dtype, hidden_size, each = arrays[0].dtype, self.hidden_size, 4 if self.bias else 2
+        absent: dict[str, Array | None] = dict.fromkeys(self.cell.names)
         made = []
-        for first in range(0, len(arrays), each):
-            weight_ih, weight_hh = arrays[first : first + 2]
-            bias_ih, bias_hh = arrays[first + 2 : first + 4] if self.bias else (None, None)
-            made.append(
-                Weights(
-                    self.cell, dtype, weight_ih.shape[1], hidden_size, weight_ih, weight_hh, bias_ih, bias_hh
-                )
-            )  # fmt: skip
+        for first in range(0, len(arrays), len(self.names)):
+            named = absent | dict(zip(self.names, arrays[first:], strict=False))
+            input_size = arrays[first].shape[1]
+            made.append(Weights(self.cell, arrays[0].dtype, input_size, self.hidden_size, **named))  # type: ignore[arg-type]
         return [made[first : first + self.directions] for first in range(0, len(made), self.directions)]
 
     def forward(
@@ -337,10 +337,10 @@ class Call:
             )
             for name, grad in (("grad_output", grad_output), ("grad_c", grad_c))
         ]
-        each, flags = 4 if self.bias else 2, wanted[3:]
+        flags = wanted[3:]
         names = [
-            [name for name, flag in zip(PARAMETERS, flags[first : first + each], strict=False) if flag]
-            for first in range(0, len(flags), each)
+            [name for name, flag in zip(self.names, flags[first:], strict=False) if flag]
+            for first in range(0, len(flags), len(self.names))
         ]
         grad_x, parameters = _stack.run_backward(
             settings.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
@@ -355,7 +355,7 @@ class Call:
         ]
         for of_layer in parameters:
             for of_direction in of_layer:
-                results += [of_direction.get(name) for name in PARAMETERS[:each]]
+                results += [of_direction.get(name) for name in self.names]
         return [None if array is None else to_tensor(array) for array in results]
 
     def _saved(

@@ -287,7 +287,7 @@ class _Stack:
         self.states = call.layers * call.directions, sequence.shape[1], call.hidden_size
         self.masks = [_Masks(self.rows, direction, self.active) for direction in range(call.directions)]
         h0, c0 = (None if one is None else one.reshape(self.states) for one in (h0, c0))
-        self.each = (4 if call.bias else 2) * call.directions
+        self.each = len(call.names) * call.directions
         self.layers: list[list[_Recurrence]] = []
         self.dropped: list[Any] = []
         for layer in range(call.layers):

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .._core.checks import check_return_states
-from .._core.types import CELLS, Cell
+from .._core.types import CELLS, PARAMETERS, RNN_TANH, Cell
 from . import _ops, _prepared, _private
 from ._bridge import Call
 from ._packed import MANY_ROWS, PLAIN, Kept
@@ -30,6 +30,10 @@ _DTYPES = (torch.float32, torch.float64)
 _DECIDING = frozenset((
     "mode", "nonlinearity", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "dropout", "proj_size",
 ))  # fmt: skip
+_NAMES = (
+    RNN_TANH.weight_names,
+    PARAMETERS,
+)  # of a cell's parameters, without biases and with them: the same of all cells
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 if TYPE_CHECKING:
@@ -577,20 +581,18 @@ class _Cells(_Recurrent):
         bias: bool
         nonlinearity: str
 
-    _names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
     def _cell(self) -> Cell | None:
         raise NotImplementedError
 
     def _own(self) -> list[Any] | None:
-        names, parameters = self._names[: 4 if self.bias else 2], self._parameters
+        names, parameters = _NAMES[bool(self.bias)], self._parameters
         try:
             return [parameters[name] for name in names]
         except KeyError:
             return None
 
     def _others(self) -> list[Any]:
-        return [getattr(self, name) for name in self._names[: 4 if self.bias else 2]]
+        return [getattr(self, name) for name in _NAMES[bool(self.bias)]]
 
     def _call(self, layout: str) -> Call:
         cell = self._cell()
@@ -658,7 +660,7 @@ class _Cells(_Recurrent):
                         f"LSTMCell: expected {name} of shape ({self.hidden_size},), since input has 1 dimension, got "
                         f"{tuple(state.shape)}"
                     )
-        self._check_weights(self._names)
+        self._check_weights(PARAMETERS)
         return super().forward(input, hx)
 
     def _one(self, x: Any, hx: Any, threads: Any) -> Any:

@@ -46,9 +46,10 @@ class Kept:
         self.weights: list[list[Weights]] = call.weights(tensors)
         self._addresses = [tensor.data_ptr() for tensor in tensors]
         self._shapes = [tensor.shape for tensor in tensors]
-        each = 4 if call.bias else 2
-        biases = [index for index in range(len(tensors)) if index % each > 1]
-        self._unread = [*biases, *range(0, call.directions * each, each)], biases
+        each = len(call.names)
+        biases = [index for index in range(len(tensors)) if call.names[index % each].startswith("bias")]
+        inputs = range(call.names.index("weight_ih"), call.directions * each, each)  # of the first layer
+        self._unread = [*biases, *inputs], biases
         self.nbytes = sum(tensor.nbytes for tensor in tensors)
         self._of_layout: dict[str, Call] = {}
         self._one = len(self.weights) * len(self.weights[0]) == 1
@@ -180,7 +181,7 @@ def _let_go() -> None:
 
 def _hashed_and_packed(backend: Any, weights: list[list[Weights]]) -> tuple[Any, Any]:
     """A hash, and what was packed, of the same bytes."""
-    copies = [[Weights(*half[:4], *map(_copied, half[4:])) for half in layer] for layer in weights]
+    copies = [[half.with_arrays(map(_copied, half.arrays)) for half in layer] for layer in weights]
     return backend.fingerprint(_arrays(copies))(), [[backend.pack(half) for half in layer] for layer in copies]
 
 

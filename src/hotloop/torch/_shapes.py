@@ -43,7 +43,7 @@ def check_kind(cell: str, layers: int, directions: int, bias: bool, layout: str,
         raise ValueError(f"directions: expected 1 or 2, got {directions}")
     if layout == "step" and layers * directions != 1:
         raise ValueError(f"layers, directions: expected 1 and 1 with layout 'step', got {layers} and {directions}")
-    if len(weights) != (count := layers * directions * (4 if bias else 2)):
+    if len(weights) != (count := layers * directions * len(CELLS[cell].names if bias else CELLS[cell].weight_names)):
         raise ValueError(
             f"weights: expected {count} tensors (layers = {layers}, directions = {directions}, bias = {bias}), "
             f"got {len(weights)}"

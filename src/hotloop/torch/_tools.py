@@ -117,7 +117,10 @@ def _forward_flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
 
 
 def _backward_flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    wanted, each, total = args[-1], 4 if args[12] else 2, 0
+    from ._ops import _call_fake
+
+    wanted, total = args[-1], 0
+    each = len(_call_fake(args[3], args[4:]).names)
     for index, (rows, first, of_x, of_h) in enumerate(_products(args)):
         below = wanted[0] if index < args[11] else True
         of_weights = wanted[3 + each * index :]
@@ -134,8 +137,8 @@ def _products(args: Any) -> list[tuple[int, int, int, int]]:
     call = _call_fake(weights, given)
     steps, batch_size = sizes(call, x)
     rows, first = (steps, batch_size) if call.layout == "packed" else (steps * batch_size, batch_size)
-    each = 4 if call.bias else 2
+    of_x, of_h = call.names.index("weight_ih"), call.names.index("weight_hh")
     return [
-        (int(rows), int(first), 2 * weights[index].numel(), 2 * weights[index + 1].numel())
-        for index in range(0, len(weights), each)
+        (int(rows), int(first), 2 * weights[index + of_x].numel(), 2 * weights[index + of_h].numel())
+        for index in range(0, len(weights), len(call.names))
     ]
