@@ -3,10 +3,14 @@
 namespace hotloop {
 namespace {
 
+int64_t blocks_of(const KernelTable& table, const hotloop_spec& spec) {
+  const int64_t lanes = table.types[spec.dtype].lanes;
+  return (spec.hidden_size + lanes - 1) / lanes;
+}
+
 // What a step forward takes in flops of products. Lanes beyond the last unit cost as much as those that are used.
 double flops(const KernelTable& table, const hotloop_spec& spec, int64_t input_size) {
-  const int64_t lanes = table.types[spec.dtype].lanes;
-  const double units = (double)((spec.hidden_size + lanes - 1) / lanes * lanes);
+  const double units = (double)(blocks_of(table, spec) * table.types[spec.dtype].lanes);
   const double gates = table.types[spec.dtype].cells[spec.cell].traits.gates;
   return units * (2 * gates * (double)(input_size + spec.hidden_size) + table.traits.cell_flops);
 }
@@ -15,10 +19,11 @@ double flops(const KernelTable& table, const hotloop_spec& spec, int64_t input_s
 
 StepCost step_cost(const KernelTable& table, const hotloop_spec& spec, bool backward) {
   const hotloop_isa_traits& isa = table.traits;
-  const int64_t lanes = table.types[spec.dtype].lanes, blocks = (spec.hidden_size + lanes - 1) / lanes;
+  const int64_t lanes = table.types[spec.dtype].lanes;
   const double flops_ns = isa.lane_flops_ns * (double)lanes;
   const double forward = flops(table, spec, spec.input_size) / flops_ns;
-  const int64_t weights = table.types[spec.dtype].cells[spec.cell].traits.gates * spec.hidden_size * blocks * lanes;
+  const int64_t weights =
+      table.types[spec.dtype].cells[spec.cell].traits.gates * spec.hidden_size * blocks_of(table, spec) * lanes;
   const double bytes = (double)weights * (spec.dtype == HOTLOOP_FLOAT64 ? 8 : 4);
   // Backward does each product of a step twice, for the state or x and for the weights; its recurrence is one of the four.
   return {backward ? 2 * forward : forward, backward ? flops(table, spec, 0) / flops_ns : forward,
