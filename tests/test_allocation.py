@@ -96,7 +96,8 @@ def test_every_allocation_of_inference(case, allocator, variant):
     want = named(case, *infer(**inputs_of(case, data), **extra))
     out = awkward(np.full((case.seq_len, case.batch_size, case.hidden_size), 7, case.dtype))
     options = [{}, {"out": out}, {"threads": 2}]
-    least = [5, 4, 5] if variant.backend == "native" else [3, 2, 3]
+    prepared = case.batch_size < 100  # a small x is copied and the call is a prepared one
+    least = [5, 4, 5] if variant.backend == "native" and not prepared else [3, 2, 3]
     for option, few in zip(options, least, strict=True):
 
         def check(option=option):
