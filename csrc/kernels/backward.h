@@ -67,19 +67,20 @@ template <class Cell, class T>
 HOTLOOP_INLINE void cell_backward(const BackwardRow<T>& row, int64_t H, int64_t unit, Part<T> part, Vector<T> dh) {
   constexpr int S = Cell::kSaved;
   if (row.grad_output != nullptr) dh = dh + part.load(row.grad_output + unit);
-  Vector<T> saved[S + 1], h{}, h_prev{}, c{}, c_prev{}, carry{}, da[Cell::kGradients];
-  for (int s = 0; s < S; ++s) saved[s] = part.load(row.gates + s * H + unit);
-  if constexpr (Cell::kBackwardReadsH) h = part.load(row.h + unit);
-  if constexpr (Cell::kCarriesH) h_prev = part.load(row.h_prev + unit);
+  BackwardUnit<Cell, Vector<T>> now;
+  now.dh = dh;
+  for (int s = 0; s < S; ++s) now.saved[s] = part.load(row.gates + s * H + unit);
+  if constexpr (Cell::kBackwardReadsH) now.h = part.load(row.h + unit);
+  if constexpr (Cell::kCarriesH) now.h_prev = part.load(row.h_prev + unit);
   if constexpr (Cell::kHasC) {
-    c = part.load(row.c + unit);
-    c_prev = part.load(row.c_prev + unit);
-    carry = part.load(row.carry + unit);
-    if (row.grad_c != nullptr) carry = carry + part.load(row.grad_c + unit);
+    now.c = part.load(row.c + unit);
+    now.c_prev = part.load(row.c_prev + unit);
+    now.carry = part.load(row.carry + unit);
+    if (row.grad_c != nullptr) now.carry = now.carry + part.load(row.grad_c + unit);
   }
-  Cell::backward(saved, h, h_prev, c_prev, c, dh, carry, da);
-  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(row.gradients + j * H + unit, da[j]);
-  if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(row.carry + unit, carry);
+  Cell::backward(now);
+  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(row.gradients + j * H + unit, now.da[j]);
+  if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(row.carry + unit, now.carry);
 }
 
 // Asks for what the cell will read of a row, while the product before it runs: it was saved long ago and comes from memory.
@@ -162,12 +163,14 @@ HOTLOOP_NOINLINE void reset_tile(const BackwardStep<T>& step, const T* weight_re
     for (int b = 0; b < NB; ++b) {
       const int64_t unit = (block + b) * kL;
       const Part<T> part(H - unit);
-      Vector<T> saved[S];
-      for (int s = 0; s < S; ++s) saved[s] = part.load(at.gates + s * H + unit);
-      Vector<T> carry = part.load(at.carry + unit);
-      const Vector<T> h_prev = part.load(at.h_prev + unit);
-      part.store(at.gradients + unit, Cell::backward_reset(saved, h_prev, acc[r][b], carry));
-      part.store(at.carry + unit, carry);
+      BackwardUnit<Cell, Vector<T>> now;
+      for (int s = 0; s < S; ++s) now.saved[s] = part.load(at.gates + s * H + unit);
+      now.carry = part.load(at.carry + unit);
+      now.h_prev = part.load(at.h_prev + unit);
+      now.dreset_h = acc[r][b];
+      Cell::backward_reset(now);
+      part.store(at.gradients + unit, now.da[0]);
+      part.store(at.carry + unit, now.carry);
     }
   }
 }

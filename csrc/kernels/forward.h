@@ -103,9 +103,12 @@ HOTLOOP_NOINLINE void gates_tile(const ForwardStep<T>& step, const PackedWeights
     for (int b = 0; b < NB; ++b) {
       const int64_t unit = (block + b) * kL;
       const Part<T> part(H - unit);
-      Vector<T> saved[G];
-      part.store(reset_h + unit, Cell::gates(&acc[r][b * G], part.load(h_prev[r] + unit), saved));
-      for (int g = 0; g < G; ++g) part.store(gates + g * H + unit, saved[g]);
+      ForwardUnit<Cell, Vector<T>> now;
+      for (int g = 0; g < G; ++g) now.a[g] = acc[r][b * G + g];
+      now.h_prev = part.load(h_prev[r] + unit);
+      Cell::gates(now);
+      part.store(reset_h + unit, now.reset_h);
+      for (int g = 0; g < G; ++g) part.store(gates + g * H + unit, now.saved[g]);
     }
   }
 }
@@ -140,24 +143,25 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
     const int64_t unit = (block + b) * kL;
     const Part<T> part(H - unit);
     for (int r = 0; r < MR; ++r) {
-      Vector<T> c{}, before{}, apart{}, saved[Cell::kSaved + 1];
-      if constexpr (Cell::kHasC) c = part.load(step.c_before(row + r) + unit);
-      if constexpr (Cell::kCarriesH) before = part.load(h_prev[r] + unit);
+      ForwardUnit<Cell, Vector<T>> now;
+      for (int g = 0; g < G; ++g) now.a[kFirst + g] = acc[r][b * G + g];
+      if constexpr (Cell::kHasC) now.c_prev = part.load(step.c_before(row + r) + unit);
+      if constexpr (Cell::kCarriesH) now.h_prev = part.load(h_prev[r] + unit);
       if constexpr (Cell::kApart >= 0) {
-        apart = part.load(step.projected[row + r] + Cell::kApart * H + unit);
+        now.x_apart = part.load(step.projected[row + r] + Cell::kApart * H + unit);
       }
       if constexpr (kSecond) {
         for (int g = 0; g < kFirst; ++g) {
-          saved[g] = part.load(step.gates[row + r] + g * H + unit);
+          now.saved[g] = part.load(step.gates[row + r] + g * H + unit);
         }
       }
-      const Vector<T> h = Cell::forward(&acc[r][b * G], apart, before, c, saved);
-      part.store(step.h[row + r] + unit, h);
-      if constexpr (Cell::kHasC) part.store(step.c[row + r] + unit, c);
+      Cell::forward(now);
+      part.store(step.h[row + r] + unit, now.h);
+      if constexpr (Cell::kHasC) part.store(step.c[row + r] + unit, now.c);
       if constexpr (Cell::kSaved > 0) {
         if (step.gates.start != nullptr) {
           T* const gates = step.gates[row + r] + unit;
-          for (int s = kFirst; s < Cell::kSaved; ++s) part.store(gates + s * H, saved[s]);
+          for (int s = kFirst; s < Cell::kSaved; ++s) part.store(gates + s * H, now.saved[s]);
         }
       }
     }

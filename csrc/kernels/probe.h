@@ -74,19 +74,19 @@ double probe_forward(void* buffer, int64_t bytes, int64_t repeats) {
   for (int64_t i = 0; i < repeats; ++i) {
     for (int64_t set = 0; set < sets; ++set) {
       T* const at = data + set * kArrays * kL;
-      Vector<T> a[Cell::kGates], saved[Cell::kSaved + 1];
-      for (int g = 0; g < Cell::kGates; ++g) a[g] = load(at + g * kL);
-      Vector<T> c = load(at + Cell::kGates * kL);
-      const Vector<T> h = load(at + (Cell::kGates + 1) * kL), x_n = load(at + (Cell::kGates + 2) * kL);
+      ForwardUnit<Cell, Vector<T>> unit;
+      for (int g = 0; g < Cell::kGates; ++g) unit.a[g] = load(at + g * kL);
+      unit.c = unit.c_prev = load(at + Cell::kGates * kL);
+      unit.h_prev = load(at + (Cell::kGates + 1) * kL);
+      unit.x_apart = load(at + (Cell::kGates + 2) * kL);
       if constexpr (Cell::kOfH < Cell::kGates) {
-        Vector<T> reset_h = Cell::gates(a, h, saved);
-        keep(reset_h);
+        Cell::gates(unit);
+        keep(unit.reset_h);
       }
-      constexpr int kFirst = Cell::kOfH < Cell::kGates ? Cell::kOfH : 0;
-      Vector<T> result = Cell::forward(a + kFirst, x_n, h, c, saved);
-      keep(result);
-      keep(c);
-      for (int s = 0; s < Cell::kSaved; ++s) keep(saved[s]);
+      Cell::forward(unit);
+      keep(unit.h);
+      keep(unit.c);
+      for (int s = 0; s < Cell::kSaved; ++s) keep(unit.saved[s]);
     }
   }
   return (double)sets * (double)repeats;
@@ -100,14 +100,22 @@ double probe_backward(void* buffer, int64_t bytes, int64_t repeats) {
   for (int64_t i = 0; i < repeats; ++i) {
     for (int64_t set = 0; set < sets; ++set) {
       const T* const at = data + set * kArrays * kL;
-      Vector<T> in[kArrays], da[Cell::kGradients];
-      for (int k = 0; k < kArrays; ++k) in[k] = load(at + k * kL);
-      const Vector<T>* const rest = in + Cell::kSaved;
-      Vector<T> carry = rest[5];
-      Cell::backward(in, rest[0], rest[1], rest[2], rest[3], rest[4], carry, da);
-      if constexpr (Cell::kOfH < Cell::kGates) da[0] = Cell::backward_reset(in, rest[1], rest[0], carry);
-      keep(carry);
-      for (int g = 0; g < Cell::kGradients; ++g) keep(da[g]);
+      BackwardUnit<Cell, Vector<T>> unit;
+      for (int s = 0; s < Cell::kSaved; ++s) unit.saved[s] = load(at + s * kL);
+      const T* const rest = at + Cell::kSaved * kL;
+      unit.h = load(rest);
+      unit.h_prev = load(rest + kL);
+      unit.c_prev = load(rest + 2 * kL);
+      unit.c = load(rest + 3 * kL);
+      unit.dh = load(rest + 4 * kL);
+      unit.carry = load(rest + 5 * kL);
+      Cell::backward(unit);
+      if constexpr (Cell::kOfH < Cell::kGates) {
+        unit.dreset_h = load(rest);
+        Cell::backward_reset(unit);
+      }
+      keep(unit.carry);
+      for (int g = 0; g < Cell::kGradients; ++g) keep(unit.da[g]);
     }
   }
   return (double)sets * (double)repeats;
