@@ -492,3 +492,23 @@ def test_a_negated_view_for_a_weight():
         negated = {name: torch._neg_view(value.detach()) for name, value in ours.named_parameters()}
         got = torch.func.functional_call(ours, negated, (x,))
         torch.testing.assert_close(got, torch.func.functional_call(theirs, negated, (x,)))
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_ih_l1"])
+def test_a_weight_changed_before_backward_without_the_gradient_of_x(name):
+    """As with torch's layers: an error where backward reads the weight, the right gradients where it does not."""
+    torch.manual_seed(0)
+    layer, x = hotloop.torch.GRU(4, 5, 2), torch.randn(3, 2, 4)
+    layer(x)[0].sum().backward()
+    want = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    output = layer(x)[0]
+    with torch.no_grad():
+        getattr(layer, name).mul_(2)
+    if name in ("weight_hh_l0", "weight_ih_l1"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+    else:
+        output.sum().backward()
+        for parameter, grad in zip(layer.parameters(), want, strict=True):
+            assert torch.equal(parameter.grad, grad)
