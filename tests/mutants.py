@@ -5167,6 +5167,14 @@ PLANS = [
         "tests/test_plans.py -k test_processors_come_back",
     ),
     Mutant(
+        "native-prepared-for-lost-processors",
+        "_prepared",
+        "lib.hotloop_processors() == plan.threads",
+        "True",
+        "a call prepared on one processor stays on one thread when there are more",
+        "tests/test_backends.py -k test_a_prepared_call",
+    ),
+    Mutant(
         "native-grad-x-not-planned",
         "prepare_backward",
         "(_GRAD_X if x_wanted else 0)",

@@ -352,6 +352,31 @@ def test_plans_of_one_instruction_set(best_isa):
         native.use_isa(best_isa)
 
 
+def test_a_prepared_call_takes_processors_that_come(best_isa):
+    """A layer's and a vjp's, which were prepared when there was one."""
+    native = pytest.importorskip("hotloop._backends.native")
+    layer = hotloop.GRU(30, 150)
+    x = np.ones((300, 20, 30), np.float32)
+    uses = native.lib.HOTLOOP_INFERENCE | native.lib.HOTLOOP_PACKED, native.lib.HOTLOOP_TRAINING
+    native._last_plans.clear()
+    try:
+        native.lib.hotloop_use_processors(1)
+        layer(x, threads=3)
+        (output, _), vjp = layer.vjp(x, threads=3)
+        vjp(output)
+        native.lib.hotloop_use_processors(4)
+        layer(x, threads=3)
+        layer.vjp(x, threads=3)
+        vjp(output)
+        plans = {key: plan.threads for key, plan in native._last_plans.items()}
+        assert len(plans) == 3
+        assert uses[1] in plans
+        assert set(plans.values()) == {3}
+    finally:
+        native.lib.hotloop_use_processors(0)
+        native._last_plans.clear()
+
+
 def test_a_plan_is_for_the_processors_there_are(best_isa):
     """A long call's, which was made when there were fewer, or more."""
     native = pytest.importorskip("hotloop._backends.native")

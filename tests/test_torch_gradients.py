@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.autograd import gradcheck, gradgradcheck
 from torched import CELLS, KINDS, assert_near, make, pack, states_of, twins, variables
 
@@ -165,6 +168,55 @@ def test_many_gradients_at_once(kind):
             for module in (ours, theirs)
         ]
         torch.testing.assert_close(*hessians)
+
+
+def _second(module, kind, keep, view):
+    """Gradients of a gradient's norm, with respect to everything, of a call with tensors that are views."""
+    cell = "Cell" in kind
+    generator = torch.Generator().manual_seed(3)
+    layers = () if cell else (module.num_layers * (1 + module.bidirectional),)
+    x = torch.randn(*(() if cell else (5,)), 2, 3, generator=generator, dtype=torch.float64)
+    wide = [torch.rand(*layers, 2, 7, generator=generator, dtype=torch.float64) for _ in range(2)]
+    row = [torch.rand(*layers, 1, 4, generator=generator, dtype=torch.float64) for _ in range(2)]
+    leaves = [x, *(wide if view == "slice" else row)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    h, c = (one[..., 1:5] if view == "slice" else one.expand(*layers, 2, 4) for one in leaves[1:])
+    given = torch._neg_view(x) if view == "neg" else x
+    hx = (h, c) if "LSTM" in kind else h
+    leaves = leaves if "LSTM" in kind else leaves[:2]
+
+    def call(given, hx):
+        if view != "packed":
+            return states_of(module(given, hx))[0]
+        packed = torch.nn.utils.rnn.pack_padded_sequence(given, torch.tensor([5, 3]))
+        return states_of(module(packed, hx)[0].data)[0]
+
+    hooks = {
+        "hooks": torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: one),
+        "on cpu": torch.autograd.graph.save_on_cpu(),
+    }
+    with hooks.get(keep, contextlib.nullcontext()):
+        if keep == "checkpoint":
+            result = torch.utils.checkpoint.checkpoint(call, given, hx, use_reentrant=False)
+        else:
+            result = call(given, hx)
+    leaves += module.parameters()
+    firsts = torch.autograd.grad(result.pow(3).sum(), leaves, create_graph=True)
+    return torch.autograd.grad(sum(first.pow(2).sum() for first in firsts), leaves)
+
+
+@pytest.mark.parametrize("keep", ["itself", "hooks", "on cpu", "checkpoint"])
+@pytest.mark.parametrize("kind", [*KINDS, *CELLS])
+def test_second_gradient_passes_what_was_saved(kind, keep):
+    """Also where kernels read a copy of it: through states that are views, and what hooks gave back."""
+    cell = "Cell" in kind
+    for options in [{}] if cell else [{}, {"num_layers": 2, "bidirectional": True}]:
+        ours, theirs = twins(kind, 3, 4, dtype=torch.float64, **options)
+        for view in ("expand", "slice", "neg", *(() if cell else ("packed",))):
+            found, expected = (_second(module, kind, keep, view) for module in (ours, theirs))
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, msg=lambda text, view=view: f"{view}: {text}")
 
 
 def test_second_gradient_reads_copies_of_flags():

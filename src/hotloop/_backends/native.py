@@ -146,18 +146,29 @@ def _make_plan(weights: Weights, uses: int, key: tuple[Any, ...]) -> Plan:
 
 
 def _prepared(
-    function: Any, plan: Plan, weights: Weights, packed: Packed | None, executor: Any, batch_first: bool
+    function: Any, uses: int, sizes: tuple[int, int, int], weights: Weights, packed: Packed | None, executor: Any,
+    batch_first: bool,
 ) -> Run:  # fmt: skip
     """A call of one recurrence. The first argument keeps alive what the addresses lead to."""
-    sizes = (
+    plan = _plan(weights, uses, 1, *sizes)
+    given = (
         (plan, packed, executor), plan.address, weights.arrays if packed is None else packed.address,
-        0 if executor is None else _address(executor), plan.key[5], plan.key[6], weights.input_size,
-        weights.hidden_size, batch_first,
+        0 if executor is None else _address(executor), *sizes[:2], weights.input_size, weights.hidden_size,
+        batch_first,
     )  # fmt: skip
     size = plan.workspace_bytes
     if size == 0:
-        return partial(function, *sizes, None)
-    return lambda *arrays: function(*sizes, memory.empty((size,), _BYTE), *arrays)
+        return partial(function, *given, None)
+    if plan.threads == sizes[2]:
+        return lambda *arrays: function(*given, memory.empty((size,), _BYTE), *arrays)
+
+    def run(*arrays: Any) -> None:
+        if lib.hotloop_processors() == plan.threads:
+            function(*given, memory.empty((size,), _BYTE), *arrays)
+        else:  # the process may run on others since
+            _prepared(function, uses, sizes, weights, packed, executor, batch_first)(*arrays)
+
+    return run
 
 
 def prepare(
@@ -165,8 +176,7 @@ def prepare(
     threads: int, executor: Any = None,
 ) -> Run | None:  # fmt: skip
     uses = _TRAINING if training else _INFERENCE if packed is None else _PACKED
-    plan = _plan(weights, uses, 1, seq_len, batch_size, threads)
-    return _prepared(_dense_forward, plan, weights, packed, executor, batch_first)
+    return _prepared(_dense_forward, uses, (seq_len, batch_size, threads), weights, packed, executor, batch_first)
 
 
 def prepare_backward(
@@ -174,8 +184,7 @@ def prepare_backward(
     threads: int, executor: Any = None,
 ) -> Run | None:  # fmt: skip
     uses = _BACKWARD | (_GRAD_X if x_wanted else 0) | (_GRAD_WEIGHTS if weights_wanted else 0)
-    plan = _plan(weights, uses, 1, seq_len, batch_size, threads)
-    return _prepared(_dense_backward, plan, weights, None, executor, batch_first)
+    return _prepared(_dense_backward, uses, (seq_len, batch_size, threads), weights, None, executor, batch_first)
 
 
 def _steps(args: Forward) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from .._core.types import CELLS
 from . import _double, _packed, _prepared, _private
-from ._bridge import Call, Ran, to_array, to_tensor
+from ._bridge import Call, Ran, to_array
 from ._shapes import check_devices, check_extras, check_inputs, check_kind, check_saved, results, saved_shapes
 
 Tensor = torch.Tensor
@@ -405,6 +405,9 @@ def _given_back(tensor: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:
             f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
             "has a hook or an assignment to .data changed it?"
         )
+    # By torch's operations, through which a gradient of the gradient passes.
     if tensor.layout is not torch.strided:
         return tensor.to_dense()
-    return to_tensor(np.ascontiguousarray(to_array(tensor)))
+    if tensor._is_zerotensor():  # which has no memory
+        return torch.zeros(tensor.shape, dtype=dtype) + tensor
+    return tensor.resolve_neg().contiguous()
