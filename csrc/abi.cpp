@@ -23,6 +23,30 @@ using hotloop::Plan;
 
 bool missing(const void* pointer, int64_t count) { return pointer == nullptr && count > 0; }
 
+// What there is to say of a parameter, of every cell of these sizes; rows 0 where the cell has none of it.
+hotloop_parameter_traits parameter_traits(const hotloop_cell_traits& cell, int64_t input_size, int64_t hidden_size,
+                                          int64_t output_size, int32_t parameter) {
+  const int64_t rows = cell.gates * hidden_size;
+  switch (parameter) {
+    case HOTLOOP_WEIGHT_IH: return {"weight_ih", rows, input_size, 0};
+    case HOTLOOP_WEIGHT_HH: return {"weight_hh", rows, output_size, 0};
+    case HOTLOOP_BIAS_IH: return {"bias_ih", rows, 1, 1};
+    case HOTLOOP_BIAS_HH: return {"bias_hh", rows, 1, 1};
+    default: return {"weight_hr", cell.projects ? output_size : 0, hidden_size, 0};
+  }
+}
+
+// Whether a weight that the cell has is missing, or one is there that it has not.
+bool misses_weights(const hotloop_cell_traits& cell, const hotloop_weights& weights) {
+  for (int32_t i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) {
+    const hotloop_parameter_traits parameter = parameter_traits(cell, 1, 1, 1, i);
+    if (parameter.rows == 0 ? weights.parameters[i] != nullptr : !parameter.is_bias && weights.parameters[i] == nullptr) {
+      return true;
+    }
+  }
+  return false;
+}
+
 // Rows lie where lengths and offsets say, so they are read before anything is computed with them.
 int check_lengths(const hotloop_buffers& buffers) {
   if (buffers.lengths != nullptr && buffers.offsets != nullptr) return HOTLOOP_BAD_ARGUMENT;
@@ -51,14 +75,14 @@ bool too_far(const hotloop_buffers& buffers, int64_t stride_t, int64_t stride_b)
 int check_weights(const Plan& plan, const hotloop_weights* weights) {
   if (weights == nullptr) return HOTLOOP_BAD_ARGUMENT;
   if (plan.backward() || weights->packed == nullptr) {
-    const bool here = weights->weight_ih != nullptr && weights->weight_hh != nullptr;
+    const bool here = !misses_weights(plan.kernels().traits, *weights);
     return here && (plan.uses & HOTLOOP_PACKED) == 0 ? HOTLOOP_OK : HOTLOOP_BAD_ARGUMENT;
   }
   if (reinterpret_cast<uintptr_t>(weights->packed) % 64 != 0) return HOTLOOP_PACKED_ELSEWHERE;
   const PackedHeader& header = *static_cast<const PackedHeader*>(weights->packed);
   const bool same = header.magic == plan.magic && header.table == plan.table && header.cell == plan.cell &&
                     header.dtype == plan.dtype && header.input_size == plan.input_size &&
-                    header.hidden_size == plan.hidden_size;
+                    header.hidden_size == plan.hidden_size && header.output_size == plan.output_size;
   return same ? HOTLOOP_OK : HOTLOOP_PACKED_ELSEWHERE;
 }
 
@@ -94,11 +118,14 @@ int check_call(const Plan& plan, const hotloop_buffers& buffers) {
 }
 
 int check_gradients(const Plan& plan, const hotloop_buffers& buffers, const hotloop_gradients& gradients) {
-  const bool unplanned =
+  bool unplanned =
       ((plan.uses & HOTLOOP_GRAD_X) == 0 && gradients.grad_x != nullptr) ||
-      ((plan.uses & HOTLOOP_GRAD_WEIGHTS) == 0 &&
-       (gradients.grad_weight_ih != nullptr || gradients.grad_weight_hh != nullptr)) ||
       ((plan.uses & HOTLOOP_RESET_TO_INITIAL) == 0 && buffers.resets != nullptr && buffers.reset_to_initial != 0);
+  for (int32_t i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) {
+    if (gradients.grad_parameters[i] == nullptr) continue;
+    const hotloop_parameter_traits parameter = parameter_traits(plan.kernels().traits, 1, 1, 1, i);
+    unplanned |= parameter.rows == 0 || (!parameter.is_bias && (plan.uses & HOTLOOP_GRAD_WEIGHTS) == 0);
+  }
   const int64_t B = buffers.batch_size;
   if (unplanned || missing(gradients.grad_h0, B) ||
       (plan.kernels().traits.has_c
@@ -122,11 +149,9 @@ void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& cal
           buffers.batch_size,
           plan.input_size,
           plan.hidden_size,
+          plan.output_size,
           plan.step.all,
-          weights.weight_ih,
-          weights.weight_hh,
-          weights.bias_ih,
-          weights.bias_hh,
+          {},
           weights.packed,
           buffers.x,
           buffers.x_stride_t,
@@ -148,6 +173,15 @@ void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& cal
           buffers.resets_stride_t,
           buffers.resets_stride_b,
           buffers.cursor};
+  memcpy(call.parameters, weights.parameters, sizeof call.parameters);
+}
+
+ForwardCall call_to_pack(const hotloop_spec& spec) {
+  ForwardCall call{};
+  call.input_size = spec.input_size;
+  call.hidden_size = spec.hidden_size;
+  call.output_size = spec.output_size;
+  return call;
 }
 
 int check_call(const Plan& plan, const hotloop_buffers& buffers, const hotloop_gradients& gradients) {
@@ -255,8 +289,8 @@ int32_t hotloop_step(const hotloop_plan* plan, const hotloop_weights* weights, i
   buffers.h0 = h0;
   buffers.c0 = c0;
   buffers.output = output;
-  buffers.output_stride_t = rows_t * decided->hidden_size;
-  buffers.output_stride_b = rows_b * decided->hidden_size;
+  buffers.output_stride_t = rows_t * decided->output_size;
+  buffers.output_stride_b = rows_b * decided->output_size;
   buffers.h_n = h_n;
   buffers.c_n = c_n;
   const int status = check_call(*decided, buffers);
@@ -273,27 +307,22 @@ int32_t hotloop_step(const hotloop_plan* plan, const hotloop_weights* weights, i
 int64_t hotloop_packed_bytes(const hotloop_spec* spec) {
   if (hotloop::check_spec(spec) != HOTLOOP_OK) return -1;
   const CellKernels& cell = hotloop::active_table()->types[spec->dtype].cells[spec->cell];
-  return hotloop::kPackedHeaderBytes + cell.packed_bytes(spec->input_size, spec->hidden_size);
+  return hotloop::kPackedHeaderBytes + cell.packed_bytes(call_to_pack(*spec));
 }
 
 int32_t hotloop_pack(const hotloop_spec* spec, const hotloop_weights* weights, void* packed, int64_t bytes) {
   const int status = hotloop::check_spec(spec);
   if (status != HOTLOOP_OK) return status;
+  const CellKernels& cell = hotloop::active_table()->types[spec->dtype].cells[spec->cell];
   if (packed == nullptr || reinterpret_cast<uintptr_t>(packed) % 64 != 0 || weights == nullptr ||
-      weights->weight_ih == nullptr || weights->weight_hh == nullptr) {
+      misses_weights(cell.traits, *weights)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   if (bytes < hotloop_packed_bytes(spec)) return HOTLOOP_WORKSPACE_TOO_SMALL;
   *static_cast<PackedHeader*>(packed) = hotloop::packed_header(*spec);
-  ForwardCall call{};
-  call.input_size = spec->input_size;
-  call.hidden_size = spec->hidden_size;
-  call.weight_ih = weights->weight_ih;
-  call.weight_hh = weights->weight_hh;
-  call.bias_ih = weights->bias_ih;
-  call.bias_hh = weights->bias_hh;
-  hotloop::active_table()->types[spec->dtype].cells[spec->cell].pack(
-      call, static_cast<char*>(packed) + hotloop::kPackedHeaderBytes);
+  ForwardCall call = call_to_pack(*spec);
+  memcpy(call.parameters, weights->parameters, sizeof call.parameters);
+  cell.pack(call, static_cast<char*>(packed) + hotloop::kPackedHeaderBytes);
   return HOTLOOP_OK;
 }
 
@@ -336,6 +365,15 @@ int32_t hotloop_describe_cell(int32_t cell, hotloop_cell_traits* traits) {
   if (traits == nullptr || cell < 0 || cell >= HOTLOOP_CELL_COUNT) return HOTLOOP_BAD_ARGUMENT;
   if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
   *traits = table->types[HOTLOOP_FLOAT32].cells[cell].traits;
+  return HOTLOOP_OK;
+}
+
+int32_t hotloop_describe_parameter(const hotloop_spec* spec, int32_t parameter, hotloop_parameter_traits* traits) {
+  if (traits == nullptr || parameter < 0 || parameter >= HOTLOOP_PARAMETER_COUNT) return HOTLOOP_BAD_ARGUMENT;
+  const int status = hotloop::check_spec(spec);
+  if (status != HOTLOOP_OK) return status;
+  const hotloop_cell_traits& cell = hotloop::active_table()->types[spec->dtype].cells[spec->cell].traits;
+  *traits = parameter_traits(cell, spec->input_size, spec->hidden_size, spec->output_size, parameter);
   return HOTLOOP_OK;
 }
 

@@ -9,9 +9,10 @@ namespace hotloop {
 // Fields are those of hotloop_spec, hotloop_weights and hotloop_buffers.
 struct ForwardCall {
   int32_t cell, dtype, reverse, reset_to_initial;
-  int64_t seq_len, batch_size, input_size, hidden_size;
+  int64_t seq_len, batch_size, input_size, hidden_size, output_size;
   double step_ns;  // what a step of one row takes one thread, by the cost model
-  const void *weight_ih, *weight_hh, *bias_ih, *bias_hh, *packed;
+  const void* parameters[HOTLOOP_PARAMETER_COUNT];
+  const void* packed;
   const void* x;
   int64_t x_stride_t, x_stride_b;
   const void *h0, *c0;

@@ -3,31 +3,24 @@
 namespace hotloop {
 namespace {
 
-int64_t blocks_of(const KernelTable& table, const hotloop_spec& spec) {
-  const int64_t lanes = table.types[spec.dtype].lanes;
-  return (spec.hidden_size + lanes - 1) / lanes;
-}
-
-// What a step forward takes in flops of products. Lanes beyond the last unit cost as much as those that are used.
-double flops(const KernelTable& table, const hotloop_spec& spec, int64_t input_size) {
-  const double units = (double)(blocks_of(table, spec) * table.types[spec.dtype].lanes);
-  const double gates = table.types[spec.dtype].cells[spec.cell].traits.gates;
-  return units * (2 * gates * (double)(input_size + spec.hidden_size) + table.traits.cell_flops);
-}
+// Units, and the lanes beyond the last one, which cost as much.
+double with_lanes(int64_t units, int64_t lanes) { return (double)((units + lanes - 1) / lanes * lanes); }
 
 }  // namespace
 
 StepCost step_cost(const KernelTable& table, const hotloop_spec& spec, bool backward) {
   const hotloop_isa_traits& isa = table.traits;
-  const int64_t lanes = table.types[spec.dtype].lanes;
-  const double flops_ns = isa.lane_flops_ns * (double)lanes;
-  const double forward = flops(table, spec, spec.input_size) / flops_ns;
-  const int64_t weights =
-      table.types[spec.dtype].cells[spec.cell].traits.gates * spec.hidden_size * blocks_of(table, spec) * lanes;
-  const double bytes = (double)weights * (spec.dtype == HOTLOOP_FLOAT64 ? 8 : 4);
+  const TypeKernels& type = table.types[spec.dtype];
+  const hotloop_cell_traits& cell = type.cells[spec.cell].traits;
+  const double units = with_lanes(spec.hidden_size, type.lanes), rows = cell.gates * units;
+  double weights = rows * (double)spec.output_size;  // packed, of the recurrence
+  if (cell.projects) weights += with_lanes(spec.output_size, type.lanes) * (double)spec.hidden_size;
+  const double flop_ns = 1 / (isa.lane_flops_ns * type.lanes);
+  const double recurrence = (2 * weights + units * isa.cell_flops) * flop_ns;
+  const double forward = recurrence + 2 * rows * (double)spec.input_size * flop_ns;
+  const double read = weights * (spec.dtype == HOTLOOP_FLOAT64 ? 8 : 4) / isa.read_bytes_ns;
   // Backward does each product of a step twice, for the state or x and for the weights; its recurrence is one of the four.
-  return {backward ? 2 * forward : forward, backward ? flops(table, spec, 0) / flops_ns : forward,
-          bytes / isa.read_bytes_ns};
+  return {backward ? 2 * forward : forward, backward ? recurrence : forward, read};
 }
 
 // Two threads save half the time at most. With 48 us in place of 24 a step of GRU B32 I64 H128 stayed on one thread, 31 us;

@@ -36,8 +36,9 @@ struct Phases {
 
 struct CellKernels {
   hotloop_cell_traits traits;
-  int64_t (*packed_bytes)(int64_t input_size, int64_t hidden_size);
-  void (*pack)(const ForwardCall& args, void* packed);  // its sizes and parameters
+  // Of a call these read the sizes and the parameters.
+  int64_t (*packed_bytes)(const ForwardCall& args);
+  void (*pack)(const ForwardCall& args, void* packed);
   Phases<ForwardCall> forward;
   Phases<BackwardCall> backward;
   double (*probe_forward)(void* buffer, int64_t bytes, int64_t repeats);

@@ -3,13 +3,13 @@
 
    How a recurrence is run:
 
-     hotloop_spec spec = {HOTLOOP_LSTM, HOTLOOP_FLOAT32, I, H};
+     hotloop_spec spec = {HOTLOOP_LSTM, HOTLOOP_FLOAT32, I, H, H};
      hotloop_plan plan;                                        a value: copy it, keep it, drop it
      hotloop_make_plan(&plan, &spec, HOTLOOP_INFERENCE, 1, T, B, threads);
      workspace = malloc(hotloop_workspace_bytes(&plan));
      while ((status = hotloop_forward(&plan, &buffers, NULL, workspace, bytes)) == HOTLOOP_AGAIN) {}
 
-   Letters in brackets: T seq_len, B batch_size, I input_size, H hidden_size, G gates, S saved arrays a unit.
+   Letters in brackets: T seq_len, B batch_size, I input_size, H hidden_size, P output_size, G gates, S saved arrays a unit.
    All strides are in elements. A feature stride is always 1. With `offsets` the sequences are flat: [T,B,*] is then
    [offsets[B],*], whose rows are stride_t apart, and sequence b is its rows offsets[b] to offsets[b+1]-1. Weights, biases
    and gates are in PyTorch's order and layout:
@@ -17,6 +17,7 @@
      LSTM  G = 4, S = 4   gates i f g o        saved i f g o
      GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)
      GRU_RESET_BEFORE     G = 3, S = 3         gates r z n, saved r z n
+   P, the width of h, is H; of cells that project h, which have a weight_hr, it is what their spec says.
 
    Owners and threads: the caller owns every struct and every array, and they need to live for the call only. Nothing is
    allocated here except the threads of the pool, at their first use. Every function may be called from several threads at
@@ -25,7 +26,7 @@
    Aliases: what a call writes must not overlap with anything else it reads or writes, except that h_n may be h0 and c_n
    may be c0 in inference without reset_to_initial. Arrays that are only read may overlap with each other.            */
 
-enum { HOTLOOP_ABI_VERSION = 2 }; /* of this header; hotloop_abi_version() is that of the library */
+enum { HOTLOOP_ABI_VERSION = 3 }; /* of this header; hotloop_abi_version() is that of the library */
 
 enum {                            /* what every function returns that says int32_t status */
   HOTLOOP_OK = 0,
@@ -47,14 +48,20 @@ typedef struct {
   int32_t cell;                   /* HOTLOOP_RNN_TANH ... HOTLOOP_GRU_RESET_BEFORE */
   int32_t dtype;                  /* of every array */
   int64_t input_size, hidden_size;
+  int64_t output_size;            /* of h: hidden_size, but for cells that project it */
 } hotloop_spec;
 
-/* The parameters of one recurrence. They are only read. */
+/* The parameters of a recurrence, by number; hotloop_describe_parameter says which a cell has. */
+enum { HOTLOOP_WEIGHT_IH = 0,     /* [G*H,I], of x */
+       HOTLOOP_WEIGHT_HH = 1,     /* [G*H,P], of h */
+       HOTLOOP_BIAS_IH = 2, HOTLOOP_BIAS_HH = 3, /* [G*H], or NULL: there is none */
+       HOTLOOP_WEIGHT_HR = 4,     /* [P,H], projects h */
+       HOTLOOP_PARAMETER_COUNT = 5 };
+
+/* The parameters of one recurrence, contiguous. They are only read. */
 typedef struct {
-  const void *weight_ih;          /* [G*H,I] contiguous; may be NULL where packed is not, as the next three */
-  const void *weight_hh;          /* [G*H,H] contiguous */
-  const void *bias_ih, *bias_hh;  /* [G*H], or NULL: there is none */
-  const void *packed;             /* what hotloop_pack made of the four, or NULL: then forward packs into its workspace */
+  const void *parameters[HOTLOOP_PARAMETER_COUNT]; /* weights may be NULL where packed is not */
+  const void *packed;             /* what hotloop_pack made of them, or NULL: then forward packs into its workspace */
 } hotloop_weights;
 
 /* What a plan is for: one of the first three, and for backward any of the others besides. */
@@ -64,7 +71,7 @@ enum {
   HOTLOOP_BACKWARD = 2,
   HOTLOOP_PACKED = 4,             /* inference and training: weights are packed, the workspace has no room for it */
   HOTLOOP_GRAD_X = 8,             /* backward: grad_x may be wanted */
-  HOTLOOP_GRAD_WEIGHTS = 16,      /* backward: grad_weight_ih or grad_weight_hh may be wanted */
+  HOTLOOP_GRAD_WEIGHTS = 16,      /* backward: gradients of weights may be wanted */
   HOTLOOP_RESET_TO_INITIAL = 32,  /* backward: the buffers may have resets and reset_to_initial */
   HOTLOOP_BATCH_FIRST = 64        /* hotloop_step: x and output are [B,T,*]. The strides of buffers say it to the others */
 };
@@ -82,11 +89,11 @@ typedef struct {
 
   const void *x;                  /* [T,B,I] read */
   int64_t x_stride_t, x_stride_b;
-  const void *h0, *c0;            /* [B,H] contiguous, read, or NULL for zeros; c0: LSTM only */
+  const void *h0, *c0;            /* [B,P] and [B,H] contiguous, read, or NULL for zeros; c0: LSTM only */
 
-  void *output;                   /* [T,B,H] written by forward, read by backward, as the next four and c */
+  void *output;                   /* [T,B,P] written by forward, read by backward, as the next four and c */
   int64_t output_stride_t, output_stride_b;
-  void *h_n, *c_n;                /* [B,H] contiguous, written; c_n: LSTM only; backward does not look at them */
+  void *h_n, *c_n;                /* as h0 and c0, written; c_n: LSTM only; backward does not look at them */
   void *gates;                    /* [T,B,S*H] contiguous; where S > 0, in training and backward and only there */
   void *c;                        /* [T,B,H] LSTM: c of every step; needed with gates */
   int64_t c_stride_t, c_stride_b;
@@ -104,18 +111,16 @@ typedef struct {
 
 /* Gradients of one recurrence. What backward is given is read, what it gives is written, or NULL if not wanted. */
 typedef struct {
-  const void *grad_output;        /* [T,B,H] or NULL for zeros, as the next three */
+  const void *grad_output;        /* [T,B,P] or NULL for zeros, as the next three */
   int64_t grad_output_stride_t, grad_output_stride_b;
-  const void *grad_h_n, *grad_c_n; /* [B,H] contiguous */
+  const void *grad_h_n, *grad_c_n; /* [B,P] and [B,H] contiguous */
   const void *grad_c;             /* [T,B,H] of c of every step, LSTM */
   int64_t grad_c_stride_t, grad_c_stride_b;
 
   void *grad_x;                   /* [T,B,I] */
   int64_t grad_x_stride_t, grad_x_stride_b;
-  void *grad_weight_ih;           /* [G*H,I] contiguous */
-  void *grad_weight_hh;           /* [G*H,H] contiguous */
-  void *grad_bias_ih, *grad_bias_hh; /* [G*H] */
-  void *grad_h0;                  /* [B,H] contiguous, always written */
+  void *grad_parameters[HOTLOOP_PARAMETER_COUNT]; /* contiguous */
+  void *grad_h0;                  /* [B,P] contiguous, always written */
   void *grad_c0;                  /* [B,H] contiguous, LSTM: always written */
 } hotloop_gradients;
 
@@ -186,9 +191,14 @@ typedef struct {
 } hotloop_isa_traits;
 int32_t hotloop_describe_isa(hotloop_isa_traits *traits); /* of the instruction set in use */
 
-/* What a cell is: G, the gates that multiply h in the first of two passes (or all), S, and whether it has c. */
-typedef struct { int32_t gates, of_h, saved, has_c; } hotloop_cell_traits;
+/* What a cell is: G, the products of a step, S, whether it has c, and whether it projects h. */
+typedef struct { int32_t gates, stages, saved, has_c, projects; } hotloop_cell_traits;
 int32_t hotloop_describe_cell(int32_t cell, hotloop_cell_traits *traits);
+
+/* A parameter of a recurrence: [rows, columns], or of a bias [rows], for which columns is 1. rows is 0 where the cell has no
+   such parameter. */
+typedef struct { const char *name; int64_t rows, columns; int32_t is_bias; } hotloop_parameter_traits;
+int32_t hotloop_describe_parameter(const hotloop_spec *spec, int32_t parameter, hotloop_parameter_traits *traits);
 
 int32_t hotloop_processors(void);          /* how many processors this process may run on */
 void hotloop_use_processors(int32_t count); /* that there are so many; 0: as many as there are. For tests */

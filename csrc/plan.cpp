@@ -33,6 +33,7 @@ ForwardCall largest_forward(const Plan& plan) {
   call.batch_size = plan.batch_size;
   call.input_size = plan.input_size;
   call.hidden_size = plan.hidden_size;
+  call.output_size = plan.output_size;
   call.step_ns = plan.step.all;
   if ((plan.uses & HOTLOOP_TRAINING) != 0 && plan.kernels().traits.saved > 0) call.gates = kPresent;
   if ((plan.uses & HOTLOOP_PACKED) != 0) call.packed = kPresent;
@@ -43,7 +44,9 @@ BackwardCall largest_backward(const Plan& plan) {
   BackwardCall call{};
   call.forward = largest_forward(plan);
   if ((plan.uses & HOTLOOP_GRAD_X) != 0) call.grad_x = kPresent;
-  if ((plan.uses & HOTLOOP_GRAD_WEIGHTS) != 0) call.grad_weight_ih = call.grad_weight_hh = kPresent;
+  for (void*& gradient : call.grad_parameters) {
+    if ((plan.uses & HOTLOOP_GRAD_WEIGHTS) != 0) gradient = kPresent;
+  }
   if ((plan.uses & HOTLOOP_RESET_TO_INITIAL) != 0) {
     call.forward.resets = static_cast<const uint8_t*>(kPresent);
     call.forward.reset_to_initial = 1;
@@ -72,14 +75,16 @@ void measure(Plan& plan, const Phases<Call>& phases, const Call& call) {
 
 int check_spec(const hotloop_spec* spec) {
   if (spec == nullptr || spec->cell < 0 || spec->cell >= HOTLOOP_CELL_COUNT || spec->dtype < 0 ||
-      spec->dtype >= HOTLOOP_DTYPE_COUNT || spec->input_size < 1 || spec->hidden_size < 1) {
+      spec->dtype >= HOTLOOP_DTYPE_COUNT || spec->input_size < 1 || spec->hidden_size < 1 || spec->output_size < 1) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   const KernelTable* const table = active_table();
   if (table == nullptr) return HOTLOOP_UNKNOWN_ISA;
-  const double G = table->types[spec->dtype].cells[spec->cell].traits.gates;
-  const double I = (double)spec->input_size, H = (double)spec->hidden_size;
-  return G * (H + 64) * (I + H + 64) * 8 > kMaxBytes ? HOTLOOP_TOO_LARGE : HOTLOOP_OK;
+  const hotloop_cell_traits& traits = table->types[spec->dtype].cells[spec->cell].traits;
+  if (!traits.projects && spec->output_size != spec->hidden_size) return HOTLOOP_BAD_ARGUMENT;
+  const double G = traits.gates, I = (double)spec->input_size, H = (double)spec->hidden_size;
+  const double P = (double)spec->output_size;
+  return (G * (H + 64) + P) * (I + H + P + 64) * 8 > kMaxBytes ? HOTLOOP_TOO_LARGE : HOTLOOP_OK;
 }
 
 int make_plan(Plan& plan, const hotloop_spec& spec, int32_t uses, int64_t count, int64_t seq_len, int64_t batch_size,
@@ -88,7 +93,7 @@ int make_plan(Plan& plan, const hotloop_spec& spec, int32_t uses, int64_t count,
     return HOTLOOP_BAD_ARGUMENT;
   }
   const double T = (double)seq_len, B = (double)batch_size;
-  const double widest = (double)spec.input_size + 4.0 * (double)spec.hidden_size + 64;
+  const double widest = (double)spec.input_size + 4.0 * (double)spec.hidden_size + (double)spec.output_size + 64;
   // Row counts beyond T*B occur where a chunk is rounded up: at most one chunk of rows more.
   if ((T * B + 4096 + T + B) * widest * 8 * 4 > kMaxBytes) return HOTLOOP_TOO_LARGE;
   plan.magic = kPlanMagic;
@@ -102,6 +107,7 @@ int make_plan(Plan& plan, const hotloop_spec& spec, int32_t uses, int64_t count,
   plan.batch_size = batch_size;
   plan.input_size = spec.input_size;
   plan.hidden_size = spec.hidden_size;
+  plan.output_size = spec.output_size;
   plan.step = step_cost(*plan.table, spec, plan.backward());
   // As few shares of each recurrence as give every thread equally many.
   plan.most_shares = plan.threads / greatest_common_divisor(plan.threads, (int)(count % plan.threads));
@@ -121,7 +127,8 @@ const Plan* plan_of(const hotloop_plan* words) {
 }
 
 PackedHeader packed_header(const hotloop_spec& spec) {
-  return {kPlanMagic, active_table(), spec.cell, spec.dtype, spec.input_size, spec.hidden_size};
+  return {kPlanMagic,       active_table(),   spec.cell,       spec.dtype,
+          spec.input_size, spec.hidden_size, spec.output_size};
 }
 
 }  // namespace hotloop

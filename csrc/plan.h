@@ -10,7 +10,7 @@ struct Plan {
   uint64_t magic;  // kPlanMagic: of this version of the ABI
   const KernelTable* table;
   int32_t cell, dtype, uses, threads;
-  int64_t count, seq_len, batch_size, input_size, hidden_size;
+  int64_t count, seq_len, batch_size, input_size, hidden_size, output_size;
   int64_t each;  // bytes of workspace of each recurrence: what its kernels need, and then its teams
   StepCost step;
   int32_t most_shares;  // of one recurrence
@@ -48,7 +48,8 @@ const Plan* plan_of(const hotloop_plan* words);
 struct PackedHeader {
   uint64_t magic;
   const KernelTable* table;
-  int64_t cell, dtype, input_size, hidden_size;
+  int32_t cell, dtype;
+  int64_t input_size, hidden_size, output_size;
 };
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes);
 PackedHeader packed_header(const hotloop_spec& spec);

@@ -239,9 +239,14 @@ def run(case, forward_backend, backward_backend=None, data=None):
     back = backward_args(args, data)
     (backward_backend or forward_backend).backward((back,), 1)
     results = {name: getattr(args, name) for name in ("output", "h_n", "c_n", "gates", "c")}
-    for name in INPUTS:
-        results[f"grad_{name}"] = getattr(back, f"grad_{name}")
-    return {name: array for name, array in results.items() if array is not None}
+    return {name: array for name, array in results.items() if array is not None} | gradients_of(back)
+
+
+def gradients_of(back):
+    """What a backend's backward has filled, by name."""
+    grads = {"grad_x": back.grad_x} | {f"grad_{name}": array for name, array in back.grad_parameters.items()}
+    grads |= {"grad_h0": back.grad_h0, "grad_c0": back.grad_c0}
+    return {name: array for name, array in grads.items() if array is not None}
 
 
 @lru_cache(maxsize=8)
@@ -264,8 +269,7 @@ def reference_gradients(case, output):
     args.output[...] = output
     back = backward_args(args, data)
     _numpy.backward((back,), 1)
-    grads = {f"grad_{name}": getattr(back, f"grad_{name}") for name in INPUTS}
-    return {name: array for name, array in grads.items() if array is not None}
+    return gradients_of(back)
 
 
 def distance(got, want):

@@ -104,12 +104,12 @@ class Recurrence:
         T, B, I, H = p.seq_len, p.batch_size, p.input_size, p.hidden_size  # noqa: E741
         rows = cell.gates * H
         self.spec = ffi.new("hotloop_spec *", {"cell": CELLS.index(p.cell), "dtype": DTYPES.index(p.dtype),
-                                               "input_size": I, "hidden_size": H})  # fmt: skip
+                                               "input_size": I, "hidden_size": H, "output_size": H})  # fmt: skip
         f, struct = buffers, gradients
-        f.weights, f.reverse, f.seq_len, f.batch_size = self.weights, p.reverse, T, B
-        self.sequence(f, "x", I, read=True)
         self.parameters = {"weight_ih": rows * I, "weight_hh": rows * H}
         self.parameters |= {f"bias_{b}": rows for b in ("ih", "hh") if p.biases in ("both", b)}
+        f.weights, f.reverse, f.seq_len, f.batch_size = self.weights, p.reverse, T, B
+        self.sequence(f, "x", I, read=True)
         for name, count in self.parameters.items():
             self.read(self.weights, name, count, 0.5 * H**-0.5)
         states = ("h", "c") if cell.has_c else ("h",)
@@ -136,7 +136,7 @@ class Recurrence:
         p, cell = self.problem, types.CELLS[self.problem.cell]
         count = p.seq_len * p.batch_size * p.hidden_size
         if cell.saved:
-            self.write(self.buffers, "gates", count * cell.saved)
+            self.write(self.buffers, "gates", count * len(cell.saved))
         if cell.has_c:
             self.write(self.buffers, "c", count)
             self.buffers.c_stride_t, self.buffers.c_stride_b = p.batch_size * p.hidden_size, p.hidden_size
@@ -145,8 +145,13 @@ class Recurrence:
         return take((self.number, name), count, dtype or self.problem.dtype, self.place, alignment)
 
     def point(self, struct, name, array):
-        address = array.ctypes.data + self.shifts.get(name, 0)
-        setattr(struct, name, ffi.cast("void *", address))
+        address = ffi.cast("void *", array.ctypes.data + self.shifts.get(name, 0))
+        parameter = name.removeprefix("grad_")
+        if parameter in self.parameters:
+            table = struct.parameters if parameter == name else struct.grad_parameters
+            table[getattr(lib, f"HOTLOOP_{parameter.upper()}")] = address
+        else:
+            setattr(struct, name, address)
 
     def read(self, struct, name, count, scale=None):
         array = self.take(name, count)
@@ -195,7 +200,7 @@ class Recurrence:
         self.point(self.weights, "packed", packed)
         ok(lib.hotloop_pack(self.spec, self.weights, self.weights.packed, size))
         for name in self.parameters:
-            setattr(self.weights, name, ffi.NULL)
+            self.weights.parameters[getattr(lib, f"HOTLOOP_{name.upper()}")] = ffi.NULL
 
 
 def ok(status):

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,11 @@ def workspace(size):
     return ffi.gc(memory + 1, lambda _: memory), size
 
 
+def parameter(name):
+    """Its number."""
+    return getattr(lib, f"HOTLOOP_{name.upper()}")
+
+
 class Call:
     """The structs of a case, and the arrays they point to. Every array but the inputs starts as NaN."""
 
@@ -69,13 +75,13 @@ class Call:
         names = ("output", "h_n", "c_n", "gates", "c")
         self.results = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
         self.spec = ffi.new("hotloop_spec *", (CELLS.index(case.cell), DTYPES.index(case.dtype), case.input_size,
-                                               case.hidden_size))  # fmt: skip
+                                               case.hidden_size, case.hidden_size))  # fmt: skip
         self.sizes = case.seq_len, case.batch_size  # of the plan
         self.uses = lib.HOTLOOP_TRAINING if training else lib.HOTLOOP_INFERENCE
         self.uses_backward = lib.HOTLOOP_BACKWARD | lib.HOTLOOP_GRAD_X | lib.HOTLOOP_GRAD_WEIGHTS
         self.weights = ffi.new("hotloop_weights *")
         for name in PARAMETERS:
-            setattr(self.weights, name, self.address(self.data.get(name)))
+            self.weights.parameters[parameter(name)] = self.address(self.data.get(name))
         f = self.buffers = ffi.new("hotloop_buffers *")
         f.weights, f.reverse, f.seq_len, f.batch_size = self.weights, case.reverse, case.seq_len, case.batch_size
         f.x_stride_t, f.x_stride_b = case.batch_size * case.input_size, case.input_size
@@ -91,7 +97,10 @@ class Call:
             for name in ("x", *PARAMETERS, *(("h0", "c0") if case.cell == "lstm" else ("h0",))):
                 array = np.full_like(self.data.get(name, self.results["h_n"]), np.nan)
                 self.gradients[f"grad_{name}"] = array
-                setattr(b, f"grad_{name}", self.address(array))
+                if name in PARAMETERS:
+                    b.grad_parameters[parameter(name)] = self.address(array)
+                else:
+                    setattr(b, f"grad_{name}", self.address(array))
             for name in UPSTREAM:
                 setattr(b, name, self.address(self.data.get(name)))
             b.grad_output_stride_t, b.grad_output_stride_b = f.output_stride_t, f.output_stride_b
@@ -176,7 +185,7 @@ def call(cell, best_isa):
 
 
 def test_the_version():
-    assert lib.hotloop_abi_version() == lib.HOTLOOP_ABI_VERSION == 2
+    assert lib.hotloop_abi_version() == lib.HOTLOOP_ABI_VERSION == 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -367,6 +376,7 @@ def test_huge_sizes(call, field, value):
         sizes[field] = value
     else:
         setattr(call.spec, field, value)
+        call.spec.output_size = call.spec.hidden_size
     sizes = tuple(sizes.values())
     packed = lib.hotloop_packed_bytes(call.spec)
     for uses, small in zip((call.uses, call.uses_backward), before, strict=True):
@@ -400,7 +410,7 @@ def test_huge_sizes(call, field, value):
 def test_products_that_overflow(call, exponents):
     """Each size is harmless, their product is not."""
     steps, batch, inputs, units = exponents
-    call.spec.input_size, call.spec.hidden_size = 2**inputs, 2**units
+    call.spec.input_size, call.spec.hidden_size, call.spec.output_size = 2**inputs, 2**units, 2**units
     made = [
         make_plan(call, uses=uses, sizes=(2**steps, 2**batch), threads=64) for uses in (call.uses, call.uses_backward)
     ]
@@ -412,7 +422,7 @@ def test_products_that_overflow(call, exponents):
 
 def test_saved_gates_that_overflow(call):
     """The bound is that of four gates of every step, which is more than any other sequence has."""
-    call.spec.input_size, call.spec.hidden_size = 1, 2**21
+    call.spec.input_size, call.spec.hidden_size, call.spec.output_size = 1, 2**21, 2**21
     assert statuses_of_plans(call, sizes=(2**30, 1)) == {lib.HOTLOOP_TOO_LARGE}
     assert statuses_of_plans(call, sizes=(2**28, 1)) == {lib.HOTLOOP_OK}
 
@@ -530,31 +540,44 @@ def test_lengths_and_offsets(field, best_isa):
     assert call.run_backward() == lib.HOTLOOP_TOO_LARGE
 
 
+@contextmanager
+def null(struct, field):
+    """In which a field, or an element of an array, is NULL."""
+    of_array = isinstance(field, int)
+    before = struct[field] if of_array else getattr(struct, field)
+
+    def put(value):
+        if of_array:
+            struct[field] = value
+        else:
+            setattr(struct, field, value)
+
+    put(ffi.NULL)
+    yield
+    put(before)
+
+
 def test_null_pointers_of_forward(call):
     needed = [(call.buffers, name) for name in ("x", "output", "h_n", "weights")]
-    needed += [(call.weights, name) for name in ("weight_ih", "weight_hh")]
+    needed += [(call.weights.parameters, parameter(name)) for name in ("weight_ih", "weight_hh")]
     needed += [(call.buffers, "c_n")] * (call.case.cell == "lstm")
     for struct, field in needed:
-        before = getattr(struct, field)
-        setattr(struct, field, ffi.NULL)
-        assert call.run_forward() == lib.HOTLOOP_BAD_ARGUMENT, field
-        assert call.untouched()
-        setattr(struct, field, before)
+        with null(struct, field):
+            assert call.run_forward() == lib.HOTLOOP_BAD_ARGUMENT, field
+            assert call.untouched()
 
 
 def test_null_pointers_of_backward(call):
     needed = ["x", "output", "weights", *(name for name in ("gates", "c") if name in call.results)]
     for struct, fields in [
         (call.buffers, needed),
-        (call.weights, ["weight_ih", "weight_hh"]),
+        (call.weights.parameters, [parameter("weight_ih"), parameter("weight_hh")]),
         (call.struct, ["grad_h0"] + ["grad_c0"] * (call.case.cell == "lstm")),
     ]:
         for field in fields:
-            before = getattr(struct, field)
-            setattr(struct, field, ffi.NULL)
-            assert call.run_backward() == lib.HOTLOOP_BAD_ARGUMENT, field
-            assert call.untouched()
-            setattr(struct, field, before)
+            with null(struct, field):
+                assert call.run_backward() == lib.HOTLOOP_BAD_ARGUMENT, field
+                assert call.untouched()
 
 
 def test_null_structs(best_isa):
@@ -750,7 +773,7 @@ def packed_weights(call):
 def use_packed(call, packed):
     """In the place of the weights."""
     for name in PARAMETERS:
-        setattr(call.weights, name, ffi.NULL)
+        call.weights.parameters[parameter(name)] = ffi.NULL
     call.weights.packed = call.address(packed)
     call.uses |= lib.HOTLOOP_PACKED
 
@@ -781,10 +804,10 @@ def test_pack_refuses(call):
     assert lib.hotloop_pack(spec, weights, call.address(aligned[1:]), size) == lib.HOTLOOP_BAD_ARGUMENT
     assert lib.hotloop_pack(spec, weights, ffi.NULL, size) == lib.HOTLOOP_BAD_ARGUMENT
     for field in ("weight_ih", "weight_hh"):
-        before = getattr(weights, field)
-        setattr(weights, field, ffi.NULL)
+        before = weights.parameters[parameter(field)]
+        weights.parameters[parameter(field)] = ffi.NULL
         assert lib.hotloop_pack(spec, weights, call.address(aligned), size) == lib.HOTLOOP_BAD_ARGUMENT
-        setattr(weights, field, before)
+        weights.parameters[parameter(field)] = before
     assert (memory == 0xA5).all()
 
 
@@ -871,18 +894,38 @@ def test_traits_of_cells(isa):
     traits = ffi.new("hotloop_cell_traits *")
     for name, cell in types.CELLS.items():
         assert lib.hotloop_describe_cell(getattr(lib, f"HOTLOOP_{name.upper()}"), traits) == lib.HOTLOOP_OK
-        assert (traits.gates, traits.of_h, traits.saved) == (cell.gates, cell.of_h, cell.saved)
+        assert (traits.gates, traits.stages, traits.saved) == (cell.gates, len(cell.stages), len(cell.saved))
         assert bool(traits.has_c) is cell.has_c
     assert len(types.CELLS) == lib.HOTLOOP_CELL_COUNT
     for number, where in ((-1, traits), (lib.HOTLOOP_CELL_COUNT, traits), (0, ffi.NULL)):
         assert lib.hotloop_describe_cell(number, where) == lib.HOTLOOP_BAD_ARGUMENT
 
 
+def test_tables_of_parameters(isa):
+    """The cells' parameters, their order and shapes, are the core's; others it does not have."""
+    traits = ffi.new("hotloop_parameter_traits *")
+    for name, cell in types.CELLS.items():
+        sizes = (3, 7, 5 if "weight_hr" in cell.names else 7)
+        spec = ffi.new("hotloop_spec *", (getattr(lib, f"HOTLOOP_{name.upper()}"), 0, *sizes))
+        found = []
+        for number in range(lib.HOTLOOP_PARAMETER_COUNT):
+            assert lib.hotloop_describe_parameter(spec, number, traits) == lib.HOTLOOP_OK
+            if traits.rows:
+                assert len(found) == number
+                shape = (traits.rows,) if traits.is_bias else (traits.rows, traits.columns)
+                found.append((ffi.string(traits.name).decode(), shape))
+        assert found == [(one.name, one.shape(cell, *sizes)) for one in cell.parameters]
+        for number, where in ((-1, traits), (lib.HOTLOOP_PARAMETER_COUNT, traits), (0, ffi.NULL)):
+            assert lib.hotloop_describe_parameter(spec, number, where) == lib.HOTLOOP_BAD_ARGUMENT
+        spec.output_size = 0
+        assert lib.hotloop_describe_parameter(spec, 0, traits) == lib.HOTLOOP_BAD_ARGUMENT
+
+
 def test_unknown_isa_in_the_environment(run_python):
     """C users have no Python check before theirs: every function says so, and naming a known one mends it."""
     code = """
 from hotloop._ffi import ffi, lib
-spec = ffi.new("hotloop_spec *", (0, 0, 3, 3))
+spec = ffi.new("hotloop_spec *", (0, 0, 3, 3, 3))
 plan, weights = ffi.new("hotloop_plan *"), ffi.new("hotloop_weights *")
 assert not lib.hotloop_isa()
 assert ffi.string(lib.hotloop_isa_at(0))

@@ -613,7 +613,7 @@ def test_tensors_are_taken_without_a_copy(dtype, variant):
     tensors = {name: torch.tensor(array) for name, array in data.items()}
     weights = checks.check_weights(case.constants, *(tensors[name] for name in PARAMETERS))
     for name in PARAMETERS:
-        assert getattr(weights, name).ctypes.data == tensors[name].data_ptr(), name
+        assert weights.named[name].ctypes.data == tensors[name].data_ptr(), name
     args = make_forward(weights, tensors["x"], tensors["h0"], tensors["c0"], training=False)
     for name in ("x", "h0", "c0"):
         assert getattr(args, name).ctypes.data == tensors[name].data_ptr(), name

@@ -73,7 +73,7 @@ def test_packed_in_backward(cell, best_isa):
 def test_one_weight_not_planned(cell, best_isa):
     for name in ("grad_weight_ih", "grad_weight_hh"):
         call = Call(Case(cell, "float32"))
-        setattr(call.struct, name, ffi.NULL)
+        call.struct.grad_parameters[parameter(name.removeprefix("grad_"))] = ffi.NULL
         plan = call.plan(uses=lib.HOTLOOP_BACKWARD | lib.HOTLOOP_GRAD_X)
         assert call.run_backward(plan) == lib.HOTLOOP_BAD_ARGUMENT
 

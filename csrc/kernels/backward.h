@@ -23,6 +23,7 @@ template <class T>
 struct BackwardRow {
   T *gradients, *carry;
   const T *grad_output, *grad_c, *gates, *h, *h_prev, *c, *c_prev;
+  bool begins;  // an episode, at this step
 };
 
 template <class T>
@@ -40,137 +41,124 @@ struct BackwardStep {
   HOTLOOP_INLINE bool begins(int64_t row) const { return resets.start != nullptr && *resets[row] != 0; }
   HOTLOOP_INLINE const T* h_before(int64_t row) const { return begins(row) ? episodes->h[row] : h_prev[row]; }
 
-  // Where the row lies, looked up once, before anything is stored.
-  template <class Cell>
+  // Where what a stage reads and writes of the row lies, looked up once, before anything is stored.
+  template <class Cell, class S>
   HOTLOOP_INLINE BackwardRow<T> at(int64_t row) const {
+    constexpr bool kC = (S::kBackwardReads & kReadsC) != 0, kLeavesCarry = S::kLast && Cell::kCarriesH;
     BackwardRow<T> at{};
     at.gradients = gradients + row * row_stride;
-    if (grad_output.start != nullptr) at.grad_output = grad_output[row];
-    if constexpr (Cell::kSaved > 0) at.gates = gates[row];
-    if constexpr (Cell::kBackwardReadsH) at.h = h[row];
-    if constexpr (Cell::kCarriesH) at.h_prev = h_before(row);
-    if constexpr (Cell::kHasC) {
+    if (S::kLast && grad_output.start != nullptr) at.grad_output = grad_output[row];
+    if constexpr (S::saved_before() + S::kSaves > 0) at.gates = gates[row];
+    if constexpr ((S::kBackwardReads & kReadsOut) != 0) at.h = h[row];
+    if constexpr ((S::kBackwardReads & (kReadsHPrev | kReadsOperand)) != 0) at.h_prev = h_before(row);
+    if constexpr (kC) {
       if (grad_c.start != nullptr) at.grad_c = grad_c[row];
+      at.begins = begins(row);
       at.c = c[row];
-      at.c_prev = begins(row) ? episodes->c[row] : c_prev[row];
+      at.c_prev = at.begins ? episodes->c[row] : c_prev[row];
     }
-    if constexpr (Cell::kHasC || Cell::kCarriesH) at.carry = carry[row];
+    if constexpr (kLeavesCarry || (S::kBackwardReads & kReadsCarry) != 0) at.carry = carry[row];
     return at;
   }
 };
 
-// Blocks of dG that the second pass of a step gives, if there is one.
-template <class Cell>
-constexpr int kLateGradients = Cell::kOfH < Cell::kGates ? 1 : 0;
-
-template <class Cell, class T>
-HOTLOOP_INLINE void cell_backward(const BackwardRow<T>& row, int64_t H, int64_t unit, Part<T> part, Vector<T> dh) {
-  constexpr int S = Cell::kSaved;
-  if (row.grad_output != nullptr) dh = dh + part.load(row.grad_output + unit);
-  BackwardUnit<Cell, Vector<T>> now;
-  now.dh = dh;
-  for (int s = 0; s < S; ++s) now.saved[s] = part.load(row.gates + s * H + unit);
-  if constexpr (Cell::kBackwardReadsH) now.h = part.load(row.h + unit);
-  if constexpr (Cell::kCarriesH) now.h_prev = part.load(row.h_prev + unit);
-  if constexpr (Cell::kHasC) {
-    now.c = part.load(row.c + unit);
-    now.c_prev = part.load(row.c_prev + unit);
-    now.carry = part.load(row.carry + unit);
-    if (row.grad_c != nullptr) now.carry = now.carry + part.load(row.grad_c + unit);
-  }
-  Cell::backward(now);
-  for (int j = kLateGradients<Cell>; j < Cell::kGradients; ++j) part.store(row.gradients + j * H + unit, now.da[j]);
-  if constexpr (Cell::kHasC || Cell::kCarriesH) part.store(row.carry + unit, now.carry);
+// Of c of a step at which an episode begins the gradient is of the initial state, and nothing is of the step before.
+template <class T>
+HOTLOOP_NOINLINE Vector<T> cut_c(const BackwardStep<T>& step, int64_t row, int64_t unit, Part<T> part, Vector<T> dc) {
+  const StepRows<T> sums = step.episodes->dc;
+  if (sums.start != nullptr) part.store(sums[row] + unit, part.load(sums[row] + unit) + dc);
+  return Vector<T>{};
 }
 
-// Asks for what the cell will read of a row, while the product before it runs: it was saved long ago and comes from memory.
-template <class Cell, int NB, class T>
-HOTLOOP_INLINE void prefetch_cell(const BackwardStep<T>& step, int64_t H, int64_t row, int64_t unit) {
+// The derivative of a stage: gradients of its pre-activations from the one of what it gave.
+template <class Cell, class S, class T>
+HOTLOOP_INLINE void stage_backward(const BackwardStep<T>& step, const BackwardRow<T>& at, int64_t H, int64_t row,
+                                   int64_t unit, Part<T> part, Vector<T> d_out) {
+  constexpr bool kC = (S::kBackwardReads & kReadsC) != 0, kLeavesCarry = S::kLast && Cell::kCarriesH;
+  if (S::kLast && at.grad_output != nullptr) d_out = d_out + part.load(at.grad_output + unit);
+  BackwardUnit<Vector<T>> now;
+  now.d_out = d_out;
+  for (int s = 0; s < S::saved_before() + S::kSaves; ++s) now.saved[s] = part.load(at.gates + s * H + unit);
+  if constexpr ((S::kBackwardReads & kReadsOut) != 0) now.out = part.load(at.h + unit);
+  if constexpr ((S::kBackwardReads & kReadsHPrev) != 0) now.h_prev = part.load(at.h_prev + unit);
+  if constexpr ((S::kBackwardReads & kReadsOperand) != 0) now.operand = part.load(at.h_prev + unit);
+  if constexpr ((S::kBackwardReads & kReadsCarry) != 0) now.carry = part.load(at.carry + unit);
+  if constexpr (kC) {
+    now.c = part.load(at.c + unit);
+    now.c_prev = part.load(at.c_prev + unit);
+    if (at.grad_c != nullptr) now.carry = now.carry + part.load(at.grad_c + unit);
+  }
+  S::backward(now);
+  for (int j = 0; j < S::kGiven; ++j) part.store(at.gradients + (S::kGives + j) * H + unit, now.da[j]);
+  if constexpr (kC) {
+    if (at.begins) now.carry = cut_c(step, row, unit, part, now.carry);
+  }
+  if constexpr (kLeavesCarry || (S::kBackwardReads & kReadsCarry) != 0) part.store(at.carry + unit, now.carry);
+}
+
+// Asks for what a stage will read of a row, while the product before it runs: it was saved long ago and comes from memory.
+template <class Cell, class S, int NB, class T>
+HOTLOOP_INLINE void prefetch_stage(const BackwardStep<T>& step, int64_t H, int64_t row, int64_t unit) {
+  constexpr bool kAsks = S::asks();
   for (int b = 0; b < NB; ++b) {
     const int64_t at = unit + b * kLanes<T>;
-    for (int s = 0; s < Cell::kSaved; ++s) prefetch(step.gates[row] + s * H + at);
-    if (step.grad_output.start != nullptr) prefetch(step.grad_output[row] + at);
-    if constexpr (Cell::kBackwardReadsH) prefetch(step.h[row] + at);
-    if constexpr (Cell::kCarriesH) prefetch(step.h_prev[row] + at);
-    if constexpr (Cell::kHasC) prefetch(step.c_prev[row] + at);
+    if constexpr (kAsks) {
+      for (int s = 0; s < kSaved<Cell>; ++s) prefetch(step.gates[row] + s * H + at);
+    }
+    if (S::kLast && step.grad_output.start != nullptr) prefetch(step.grad_output[row] + at);
+    if constexpr ((S::kBackwardReads & kReadsOut) != 0) prefetch(step.h[row] + at);
+    if constexpr (kAsks && Cell::kCarriesH) prefetch(step.h_prev[row] + at);
+    if constexpr ((S::kBackwardReads & kReadsC) != 0) prefetch(step.c_prev[row] + at);
   }
 }
 
 // An episode begins at the step after: what came from there is of the initial state, and nothing is of this step.
-template <class Cell, class T>
+template <class T>
 HOTLOOP_NOINLINE Vector<T> cut(const BackwardStep<T>& step, int64_t row, int64_t unit, Part<T> part, Vector<T> dh) {
   const StepRows<T> sums = step.episodes->dh;
   if (sums.start != nullptr) part.store(sums[row] + unit, part.load(sums[row] + unit) + dh);
-  if constexpr (Cell::kHasC) {
-    const StepRows<T> c_sums = step.episodes->dc;
-    T* const carry = step.carry[row] + unit;
-    if (c_sums.start != nullptr) part.store(c_sums[row] + unit, part.load(c_sums[row] + unit) + part.load(carry));
-    part.store(carry, Vector<T>{});
-  }
   return Vector<T>{};
 }
 
-// dh = dG of the step after * weight_hh (+ what bypassed weight_hh), and the cell's derivative on it.
-template <class Cell, int MR, int NB, class T>
-HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight_hh, int64_t H, int64_t row,
+// The gradient of what a stage gave is that of the pre-activations it went into * their weights: of the next stage's, or,
+// of h, of the first stage of the step after, and what bypassed that product. And the stage's derivative on it.
+template <class Cell, class S, int MR, int NB, class T>
+HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weights, const Sizes& sizes, int64_t row,
                                     int64_t block) {
+  using Next = At<Cell, S::kLast ? 0 : S::kIndex + 1>;
   constexpr int kL = kLanes<T>;
-  const int64_t depth = Cell::kOfH * H;
+  const int64_t H = sizes.hidden, units = sizes.units<S>(), depth = Next::kGates * sizes.units<Next>();
   Vector<T> acc[MR][NB] = {};
   const T* next[MR];
-  for (int r = 0; r < MR; ++r) next[r] = step.next + (row + r) * step.row_stride;
-  multiply<MR, NB, 1>(acc, next, weight_hh + block * depth * kL, depth * kL, depth, [&](int r) HOTLOOP_LAMBDA {
-    if (step.gradients != nullptr) prefetch_cell<Cell, NB>(step, H, row + r, block * kL);
+  for (int r = 0; r < MR; ++r) {
+    next[r] = (S::kLast ? step.next : step.gradients) + (row + r) * step.row_stride + Next::kGradients * H;
+  }
+  multiply<MR, NB, 1>(acc, next, weights + block * depth * kL, depth * kL, depth, [&](int r) HOTLOOP_LAMBDA {
+    if (step.gradients != nullptr && (S::kLast || S::asks())) {
+      prefetch_stage<Cell, S, NB>(step, H, row + r, block * kL);
+    }
   });
   for (int r = 0; r < MR; ++r) {
-    const bool ends = step.cuts.start != nullptr && *step.cuts[row + r] != 0;
+    const bool ends = S::kLast && step.cuts.start != nullptr && *step.cuts[row + r] != 0;
     BackwardRow<T> at{};
     T* dh_to = nullptr;
-    if (step.gradients != nullptr) {
-      at = step.template at<Cell>(row + r);
+    if (!S::kLast || step.gradients != nullptr) {
+      at = step.template at<Cell, S>(row + r);
     } else {
       if constexpr (Cell::kCarriesH) at.carry = step.carry[row + r];
       dh_to = step.dh[row + r];
     }
     for (int b = 0; b < NB; ++b) {
       const int64_t unit = (block + b) * kL;
-      const Part<T> part(H - unit);
-      Vector<T> dh = acc[r][b];
-      if constexpr (Cell::kCarriesH) dh = dh + part.load(at.carry + unit);
-      if (ends) dh = cut<Cell>(step, row + r, unit, part, dh);
+      const Part<T> part(units - unit);
+      Vector<T> d_out = acc[r][b];
+      if constexpr (S::kLast && Cell::kCarriesH) d_out = d_out + part.load(at.carry + unit);
+      if (ends) d_out = cut(step, row + r, unit, part, d_out);
       if (dh_to == nullptr) {
-        cell_backward<Cell>(at, H, unit, part, dh);
+        stage_backward<Cell, S>(step, at, H, row + r, unit, part, d_out);
       } else {
-        part.store(dh_to + unit, dh);
+        part.store(dh_to + unit, d_out);
       }
-    }
-  }
-}
-
-// The second pass of a step: the gradient of the reset h = dG of the gates that multiply it * their weights, and what
-// follows from it.
-template <class Cell, int MR, int NB, class T>
-HOTLOOP_NOINLINE void reset_tile(const BackwardStep<T>& step, const T* weight_reset, int64_t H, int64_t row,
-                                 int64_t block) {
-  constexpr int S = Cell::kSaved, kL = kLanes<T>;
-  const int64_t depth = (Cell::kGates - Cell::kOfH) * H;
-  Vector<T> acc[MR][NB] = {};
-  const T* a[MR];
-  for (int r = 0; r < MR; ++r) a[r] = step.gradients + (row + r) * step.row_stride + Cell::kOfH * H;
-  multiply<MR, NB, 1>(acc, a, weight_reset + block * depth * kL, depth * kL, depth);
-  for (int r = 0; r < MR; ++r) {
-    const BackwardRow<T> at = step.template at<Cell>(row + r);
-    for (int b = 0; b < NB; ++b) {
-      const int64_t unit = (block + b) * kL;
-      const Part<T> part(H - unit);
-      BackwardUnit<Cell, Vector<T>> now;
-      for (int s = 0; s < S; ++s) now.saved[s] = part.load(at.gates + s * H + unit);
-      now.carry = part.load(at.carry + unit);
-      now.h_prev = part.load(at.h_prev + unit);
-      now.dreset_h = acc[r][b];
-      Cell::backward_reset(now);
-      part.store(at.gradients + unit, now.da[0]);
-      part.store(at.carry + unit, now.carry);
     }
   }
 }
@@ -213,24 +201,19 @@ struct Panels {
     }
   }
 
-  // Rows first, first + every, ... from from(row), or their products with times(row) where there is one. Panel by panel: row
-  // by row, choosing each panel's width took a third of the recurrence of LSTM B32 H64.
+  // Rows first, first + every, ...: row by row from(row), a function that gives a vector of it by its first element. Panel by
+  // panel: row by row, choosing each panel's width took a third of the recurrence of LSTM B32 H64.
   template <class From>
-  HOTLOOP_INLINE void put(int64_t first, int64_t every, int64_t count, From&& from,
-                          const StepRows<const T>& times = {}) const {
+  HOTLOOP_INLINE void put(int64_t first, int64_t every, int64_t count, From&& from) const {
     each([&](auto nv, int64_t vector, T* panel) {
       constexpr int NV = decltype(nv)::value;
       const Part<T> part(columns - (vector + NV - 1) * kL);  // of the last one
       for (int64_t row = 0; row < count; ++row) {
-        const T* const at = from(row) + vector * kL;
+        const auto values = from(row);
         T* const to = panel + (first + row * every) * NV * kL;
         for (int v = 0; v < NV; ++v) {
-          Vector<T> value = v == NV - 1 ? part.load(at + v * kL) : load(at + v * kL);
-          if (times.start != nullptr) {
-            const T* const factor = times[row] + (vector + v) * kL;
-            value = (v == NV - 1 ? part.load(factor) : load(factor)) * value;
-          }
-          store(to + v * kL, value);
+          const int64_t at = (vector + v) * kL;
+          store(to + v * kL, v == NV - 1 ? values(part, at) : values(Whole<T>{}, at));
         }
       }
     });
@@ -242,22 +225,22 @@ struct BackwardRows;
 
 template <class Cell, class T>
 struct BackwardRun {
-  static constexpr int G = Cell::kGates, S = Cell::kSaved, kL = kLanes<T>;
-  static constexpr bool kTwoPasses = Cell::kOfH < G;
+  static constexpr int G = Cell::kGates, S = kSaved<Cell>, kL = kLanes<T>;
   const hotloop::BackwardCall& args;
+  const Sizes sizes;
   Rows rows_of;
-  int64_t *states = nullptr, *nowhere = nullptr;  // places, [B]: of states, and of what is the same for all rows
+  // Places, [B]: of h and of c as states, and of what is the same for all rows.
+  int64_t *of_h_n = nullptr, *of_c_n = nullptr, *nowhere = nullptr;
   int64_t *of_x = nullptr, *of_output = nullptr, *of_gates = nullptr, *of_c = nullptr, *of_resets = nullptr,
           *of_grad_output = nullptr, *of_grad_c = nullptr;
   int64_t* of_grad_x = nullptr;  // in the canonical order
-  // pack_by_column
-  T *weight_hh = nullptr, *weight_reset = nullptr, *weight_ih = nullptr;
-  T* zeros = nullptr;                          // [H]
-  T* carry = nullptr;                          // [B, H] GRU; an LSTM's is grad_c0
-  T *dh_first = nullptr, *dc_first = nullptr;  // [B, H] sums over the episodes that began with h0, c0
+  T *stages[kStages<Cell>] = {}, *weight_ih = nullptr;  // pack_by_column: the weights of each stage, and x's
+  T* zeros = nullptr;                                   // of a state
+  T* carry = nullptr;                                   // [B, H] GRU; an LSTM's is grad_c0
+  T *dh_first = nullptr, *dc_first = nullptr;           // sums over the episodes that began with h0, c0
   T* gradients = nullptr;                      // [chunk rows][row_stride] dG
   T* bias_sums = nullptr;                      // [kGradients*H]
-  T *h_panels = nullptr, *reset_panels = nullptr, *x_panels = nullptr;
+  T *panels[kStages<Cell>] = {}, *x_panels = nullptr;  // the operands of the stages, and x
   int64_t row_stride = 0;
   int64_t s0 = 0, s1 = 0;  // steps of this chunk
 
@@ -281,20 +264,25 @@ struct BackwardRun {
     return rows > B ? rows : B;
   }
 
-  explicit BackwardRun(const hotloop::BackwardCall& args) : args(args), rows_of(args.forward) {}
+  explicit BackwardRun(const hotloop::BackwardCall& args)
+      : args(args), sizes(sizes_of<Cell>(args.forward)), rows_of(args.forward) {}
+
+  // The gradient of a parameter, or null where it is not wanted.
+  HOTLOOP_INLINE T* grad(int parameter) const { return static_cast<T*>(args.grad_parameters[parameter]); }
 
   // Points every array into the workspace; with a null workspace it finds the size that is enough for any smaller call too.
   static BackwardRun carve(const hotloop::BackwardCall& args, void* workspace, int64_t steps, int64_t& bytes) {
     Carver carver(workspace);
     const hotloop::ForwardCall& f = args.forward;
-    const int64_t B = f.batch_size, I = f.input_size, H = f.hidden_size;
     BackwardRun run(args);
+    const int64_t B = f.batch_size, I = f.input_size, H = f.hidden_size, P = run.sizes.output;
     run.s1 = f.seq_len - f.cursor;
     run.s0 = run.s1 - steps;
     run.rows_of.carve(carver);
-    int64_t* places = carver.take<int64_t>(10 * B);
+    int64_t* places = carver.take<int64_t>((Cell::kProjects ? 11 : 10) * B);
     const auto table = [&places, B] { return places += B, places - B; };
-    run.states = table();
+    run.of_h_n = table();
+    run.of_c_n = Cell::kProjects ? table() : run.of_h_n;
     run.nowhere = table();
     run.of_x = table();
     run.of_output = table();
@@ -305,41 +293,57 @@ struct BackwardRun {
     run.of_grad_c = table();
     run.of_grad_x = table();
     // One line more than a whole number of them keeps rows of 4 KiB from meeting in the same sets of the cache.
-    run.row_stride = (Cell::kGradients * H + kL - 1) / kL * kL + 64 / (int64_t)sizeof(T);
+    run.row_stride = (run.sizes.template gradients<Cell>() + kL - 1) / kL * kL + 64 / (int64_t)sizeof(T);
     const int64_t rows = workspace == nullptr ? most_chunk_rows(args) : chunk_rows(args);
-    run.weight_hh = carver.take<T>(blocks_of(H, kL) * Cell::kOfH * H * kL);
-    run.weight_reset = carver.take<T>(blocks_of(H, kL) * (G - Cell::kOfH) * H * kL);
+    each_stage<Cell>([&](auto stage) HOTLOOP_LAMBDA {
+      using Of = decltype(stage);
+      const int64_t rows_of_stage = Of::kGates * run.sizes.template units<Of>();
+      const int64_t columns = blocks_of(run.sizes.template depth<Of>(), kL) * kL;
+      run.stages[Of::kIndex] = carver.take<T>(columns * rows_of_stage);
+    });
     if (args.grad_x) run.weight_ih = carver.take<T>(blocks_of(I, kL) * G * H * kL);
-    run.zeros = carver.take<T>(H);
+    run.zeros = carver.take<T>(run.zeros_size());
     run.carry = Cell::kCarriesH ? carver.take<T>(B * H) : static_cast<T*>(args.grad_c0);
     if (f.resets && f.reset_to_initial) {
-      run.dh_first = carver.take<T>(B * H);
+      run.dh_first = carver.take<T>(B * P);
       if (Cell::kHasC) run.dc_first = carver.take<T>(B * H);
     }
     run.gradients = carver.take<T>(rows * run.row_stride);
     run.bias_sums = carver.take<T>(Cell::kGradients * H);
-    if (args.grad_weight_hh) run.h_panels = carver.take<T>(blocks_of(H, kL) * kL * rows);
-    if (args.grad_weight_hh && kTwoPasses) run.reset_panels = carver.take<T>(blocks_of(H, kL) * kL * rows);
-    if (args.grad_weight_ih) run.x_panels = carver.take<T>(blocks_of(I, kL) * kL * rows);
+    each_stage<Cell>([&](auto stage) HOTLOOP_LAMBDA {
+      using Of = decltype(stage);
+      const int64_t columns = blocks_of(run.sizes.template depth<Of>(), kL) * kL;
+      if (run.grad(Of::kParameter)) run.panels[Of::kIndex] = carver.take<T>(columns * rows);
+    });
+    if (run.grad(HOTLOOP_WEIGHT_IH)) run.x_panels = carver.take<T>(blocks_of(I, kL) * kL * rows);
     bytes = carver.bytes();
     return run;
   }
 
+  int64_t zeros_size() const { return sizes.output > sizes.hidden ? sizes.output : sizes.hidden; }
+
   void start(int shares) const {
     const hotloop::ForwardCall& f = args.forward;
-    const int64_t B = f.batch_size, H = f.hidden_size, state = B * H * (int64_t)sizeof(T);
-    const T* const from = static_cast<const T*>(f.weight_hh);
-    pack_by_column<Cell::kOfH>(from, H, H, Cell::kHGate, weight_hh);
-    if constexpr (kTwoPasses) pack_by_column<G - Cell::kOfH>(from + Cell::kOfH * H * H, H, H, kInOrder, weight_reset);
-    if (args.grad_x) pack_by_column<G>(static_cast<const T*>(f.weight_ih), H, f.input_size, kInOrder, weight_ih);
-    __builtin_memset(zeros, 0, H * sizeof(T));
+    const int64_t B = f.batch_size, H = f.hidden_size;
+    const int64_t h_bytes = B * sizes.output * (int64_t)sizeof(T), c_bytes = B * H * (int64_t)sizeof(T);
+    each_stage<Cell>([&](auto stage) {
+      using Of = decltype(stage);
+      const int64_t units = sizes.template units<Of>(), depth = sizes.template depth<Of>();
+      const T* const from = static_cast<const T*>(f.parameters[Of::kParameter]) + Of::kFirst * units * depth;
+      pack_by_column<Of::kGates>(from, units, depth, Of::kGateOf, stages[Of::kIndex]);
+    });
+    if (args.grad_x) {
+      pack_by_column<G>(static_cast<const T*>(f.parameters[HOTLOOP_WEIGHT_IH]), H, f.input_size, kInOrder, weight_ih);
+    }
+    __builtin_memset(zeros, 0, zeros_size() * sizeof(T));
     __builtin_memset(bias_sums, 0, Cell::kGradients * H * sizeof(T));
-    copy_or_zero(args.grad_h0, args.grad_h_n, state);
-    if (Cell::kHasC) copy_or_zero(args.grad_c0, args.grad_c_n, state);
-    if (dh_first) copy_or_zero(dh_first, nullptr, state);
-    if (dc_first) copy_or_zero(dc_first, nullptr, state);
+    copy_or_zero(args.grad_h0, args.grad_h_n, h_bytes);
+    if (Cell::kHasC) copy_or_zero(args.grad_c0, args.grad_c_n, c_bytes);
+    if (dh_first) copy_or_zero(dh_first, nullptr, h_bytes);
+    if (dc_first) copy_or_zero(dc_first, nullptr, c_bytes);
     rows_of.sort();
-    rows_of.place_states(H, shares, states);
+    rows_of.place_states(sizes.output, shares, of_h_n);
+    if (Cell::kProjects) rows_of.place_states(H, shares, of_c_n);
     for (int64_t row = 0; row < B; ++row) nowhere[row] = 0;
     rows_of.place(f.x_stride_t, f.x_stride_b, shares, of_x);
     rows_of.place(f.output_stride_t, f.output_stride_b, shares, of_output);
@@ -387,9 +391,9 @@ struct BackwardRun {
     const BackwardRows<Cell, T> part(*this, share);
     if (part.share.count == 0) return;
     if (share.team == nullptr) {
-      for (int64_t stage = 0; stage < part.stages(); ++stage) part.stage(stage, 0);
+      for (int64_t phase = 0; phase < part.phases(); ++phase) part.phase(phase, 0);
     } else {
-      hotloop::run_team(share.team, share.member, part.stages(), &BackwardRows<Cell, T>::slice,
+      hotloop::run_team(share.team, share.member, part.phases(), &BackwardRows<Cell, T>::phase_of,
                         const_cast<void*>(static_cast<const void*>(&part)));
     }
   }
@@ -398,22 +402,26 @@ struct BackwardRun {
   void products(int index, int count) const {
     const FlushSubnormals flush;
     const hotloop::ForwardCall& f = args.forward;
-    const int64_t H = f.hidden_size, J = G * H;
-    const int64_t rows = rows_before(s0 - 1);
-    const int64_t first = J * index / count, last = J * (index + 1) / count;
-    if (h_panels) {
-      T* const result = static_cast<T*>(args.grad_weight_hh);
-      const int64_t of_h = Cell::kOfH * H, middle = last < of_h ? last : of_h;
-      weight_gradient(result, {h_panels, H, rows}, gradients, Cell::kHGate, first, middle);
-      if (kTwoPasses) {
-        weight_gradient(result, {reset_panels, H, rows}, gradients, Cell::kHGate, first > of_h ? first : of_h, last);
+    const int64_t H = f.hidden_size, rows = rows_before(s0 - 1);
+    const int64_t J = G * H, first = J * index / count, last = J * (index + 1) / count;
+    int64_t before = 0;  // gate rows of the stages, one after the other
+    each_stage<Cell>([&](auto stage) {
+      using Of = decltype(stage);
+      const int64_t units = sizes.template units<Of>(), depth = sizes.template depth<Of>(), of_stage = Of::kGates * units;
+      if (panels[Of::kIndex]) {
+        const int64_t all = J + (Cell::kProjects ? sizes.output : 0);
+        const int64_t from = all * index / count - before, to = all * (index + 1) / count - before;
+        weight_gradient(grad(Of::kParameter) + Of::kFirst * units * depth, {panels[Of::kIndex], depth, rows},
+                        gradients + Of::kGradients * H, units, Of::kGateOf, from < 0 ? 0 : from,
+                        to < of_stage ? to : of_stage);
       }
-    }
+      before += of_stage;
+    });
     if (x_panels) {
-      weight_gradient(static_cast<T*>(args.grad_weight_ih), {x_panels, f.input_size, rows},
-                      gradients + Cell::kXSide * H, kInOrder, first, last);
+      weight_gradient(grad(HOTLOOP_WEIGHT_IH), {x_panels, f.input_size, rows}, gradients + Cell::kXSide * H, H, kInOrder,
+                      first, last);
     }
-    if (args.grad_bias_ih || args.grad_bias_hh) {
+    if (grad(HOTLOOP_BIAS_IH) || grad(HOTLOOP_BIAS_HH)) {
       const int64_t columns = Cell::kGradients * H;
       sum_columns(columns * index / count, columns * (index + 1) / count, rows);
     }
@@ -456,9 +464,9 @@ struct BackwardRun {
     }
   }
 
-  // Gate rows first..last-1 of a weight gradient; block j of the rows of dG belongs to torch gate gate_of[j].
-  void weight_gradient(T* result, Panels<T> panels, const T* a, const int* gate_of, int64_t first, int64_t last) const {
-    const int64_t H = args.forward.hidden_size;
+  // Gate rows first..last-1 of a weight gradient; block j of the rows of dG, of so many units, belongs to gate gate_of[j].
+  void weight_gradient(T* result, Panels<T> panels, const T* a, int64_t units, const int* gate_of, int64_t first,
+                       int64_t last) const {
     const bool first_chunk = s1 == args.forward.seq_len;
     // Gate rows are outermost: their columns of dG stay in L1 while the panels stream from L2.
     constexpr int kMost = kAccumulators / 4 * 2;
@@ -474,7 +482,7 @@ struct BackwardRun {
             constexpr int MR = decltype(mr)::value;
             T* c[MR];
             for (int r = 0; r < MR; ++r) {
-              const int64_t row = gate_of[(j + r) / H] * H + (j + r) % H;
+              const int64_t row = gate_of[(j + r) / units] * units + (j + r) % units;
               c[r] = result + row * panels.columns + vector * kL;
             }
             outer_tile<MR, NV>(a + j, row_stride, panel, panels.rows, c, first_chunk, panels.columns - vector * kL);
@@ -511,18 +519,23 @@ struct BackwardRun {
 
   void finish() const {
     const int64_t H = args.forward.hidden_size;
-    T* const bias_ih = static_cast<T*>(args.grad_bias_ih);
-    T* const bias_hh = static_cast<T*>(args.grad_bias_hh);
-    for (int g = 0; g < G; ++g) {
-      if (bias_ih) __builtin_memcpy(bias_ih + g * H, bias_sums + (Cell::kXSide + g) * H, H * sizeof(T));
-      if (bias_hh) __builtin_memcpy(bias_hh + Cell::kHGate[g] * H, bias_sums + g * H, H * sizeof(T));
+    T *const bias_ih = grad(HOTLOOP_BIAS_IH), *const bias_hh = grad(HOTLOOP_BIAS_HH);
+    for (int g = 0; bias_ih && g < G; ++g) {
+      __builtin_memcpy(bias_ih + g * H, bias_sums + (Cell::kXSide + g) * H, H * sizeof(T));
     }
-    if (dh_first) add(static_cast<T*>(args.grad_h0), dh_first);
-    if (dc_first) add(static_cast<T*>(args.grad_c0), dc_first);
+    each_stage<Cell>([&](auto stage) {
+      using Of = decltype(stage);
+      for (int g = 0; bias_hh && !Of::kOfOutput && g < Of::kGates; ++g) {
+        __builtin_memcpy(bias_hh + (Of::kFirst + Of::kGateOf[g]) * H, bias_sums + (Of::kGradients + g) * H,
+                         H * sizeof(T));
+      }
+    });
+    const int64_t B = args.forward.batch_size;
+    if (dh_first) add(static_cast<T*>(args.grad_h0), dh_first, B * sizes.output);
+    if (dc_first) add(static_cast<T*>(args.grad_c0), dc_first, B * H);
   }
 
-  void add(T* to, const T* from) const {
-    const int64_t count = args.forward.batch_size * args.forward.hidden_size;
+  void add(T* to, const T* from, int64_t count) const {
     for (int64_t i = 0; i < count; i += kL) {
       const Part<T> part(count - i);
       part.store(to + i, part.load(to + i) + part.load(from + i));
@@ -533,12 +546,11 @@ struct BackwardRun {
 // The rows of one share in one chunk.
 template <class Cell, class T>
 struct BackwardRows {
-  static constexpr int S = Cell::kSaved, kL = kLanes<T>, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
+  static constexpr int S = kSaved<Cell>, kL = kLanes<T>;
   const BackwardRun<Cell, T>& run;
   const hotloop::BackwardCall& args;
   const ShareRows share;
   const int members;
-  const Blocks blocks;
   const Sequence<const T> x, output, gates, c, grad_output, grad_c;
   const Sequence<const uint8_t> resets;
   const StepRows<const T> h_first, c_first;  // the initial state
@@ -550,7 +562,6 @@ struct BackwardRows {
         args(run.args),
         share(run.rows_of.share(of.index, of.count)),
         members(of.members),
-        blocks{0, blocks_of(args.forward.hidden_size, kL)},
         x(sequence<T>(args.forward.x, args.forward.x_stride_t, run.of_x)),
         output(sequence<T>(args.forward.output, args.forward.output_stride_t, run.of_output)),
         gates(sequence<T>(args.forward.gates,
@@ -560,14 +571,14 @@ struct BackwardRows {
         grad_output(sequence<T>(args.grad_output, args.grad_output_stride_t, run.of_grad_output)),
         grad_c(sequence<T>(args.grad_c, args.grad_c_stride_t, run.of_grad_c)),
         resets(sequence<uint8_t>(args.forward.resets, args.forward.resets_stride_t, run.of_resets)),
-        h_first(initial(args.forward.h0)),
-        c_first(initial(args.forward.c0)),
-        dh{static_cast<T*>(args.grad_h0), run.states + share.begin},
-        carry{run.carry, run.states + share.begin},
-        episodes{initial(args.forward.reset_to_initial ? args.forward.h0 : nullptr),
-                 initial(args.forward.reset_to_initial ? args.forward.c0 : nullptr),
-                 {run.dh_first, run.states + share.begin},
-                 {run.dc_first, run.states + share.begin}} {}
+        h_first(initial(args.forward.h0, run.of_h_n)),
+        c_first(initial(args.forward.c0, run.of_c_n)),
+        dh{static_cast<T*>(args.grad_h0), run.of_h_n + share.begin},
+        carry{run.carry, run.of_c_n + share.begin},
+        episodes{initial(args.forward.reset_to_initial ? args.forward.h0 : nullptr, run.of_h_n),
+                 initial(args.forward.reset_to_initial ? args.forward.c0 : nullptr, run.of_c_n),
+                 {run.dh_first, run.of_h_n + share.begin},
+                 {run.dc_first, run.of_c_n + share.begin}} {}
 
   // The share's rows of an array that the caller has, in the order of processing.
   template <class E>
@@ -576,24 +587,32 @@ struct BackwardRows {
   }
 
   // The same of a state, or zeros.
-  HOTLOOP_INLINE StepRows<const T> initial(const void* state) const {
+  HOTLOOP_INLINE StepRows<const T> initial(const void* state, const int64_t* places) const {
     if (state == nullptr) return {run.zeros, run.nowhere};
-    return {static_cast<const T*>(state), run.states + share.begin};
+    return {static_cast<const T*>(state), places + share.begin};
   }
 
-  // Of a chunk: its steps from the last, pass by pass, and the first pass of the step before, which leaves dh.
-  int64_t stages() const { return (run.s1 - run.s0) * kPasses + 1; }
+  // Of a chunk: its steps from the last, of each its stages from the last; and of the step before it that which leaves dh.
+  int64_t phases() const { return (run.s1 - run.s0) * kStages<Cell> + 1; }
 
-  static void slice(void* rows, int64_t stage, int member) {
-    static_cast<const BackwardRows*>(rows)->stage(stage, member);
+  static void phase_of(void* rows, int64_t phase, int member) {
+    static_cast<const BackwardRows*>(rows)->phase(phase, member);
   }
 
-  HOTLOOP_INLINE void stage(int64_t stage, int member) const {
-    const int64_t H = args.forward.hidden_size, s = run.s1 - 1 - stage / kPasses;
+  HOTLOOP_INLINE void phase(int64_t phase, int member) const {
+    const int64_t s = run.s1 - 1 - phase / kStages<Cell>;
+    with_stage<Cell>((int)(kStages<Cell> - 1 - phase % kStages<Cell>),
+                     [&](auto stage) HOTLOOP_LAMBDA { this->template step<decltype(stage)>(s, member); });
+  }
+
+  template <class Stage>
+  HOTLOOP_INLINE void step(int64_t s, int member) const {
+    const Sizes& sizes = run.sizes;
+    const int64_t H = sizes.hidden, units = sizes.template units<Stage>();
     // Rows of this step, and those that come to it from the one after; the others end here, or with the chunk before.
     const int64_t continued = s < run.s1 - 1 ? run.rows_of.active(share, s + 1) : 0;
     const int64_t count = s >= run.s0 ? run.rows_of.active(share, s) : continued;
-    Blocks slice = blocks.slice(member, members);
+    Blocks slice = Blocks{0, blocks_of(units, kL)}.slice(member, members);
     slice.descending = s % 2 != 0;
     BackwardStep<T> step{};
     step.row_stride = run.row_stride * share.every;
@@ -617,38 +636,60 @@ struct BackwardRows {
         step.c_prev = s > 0 ? c.rows(s - 1) : c_first;
       }
     }
-    if constexpr (kPasses == 2) {
-      if (stage % kPasses == 1) {
-        for_tiles<1>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
-          reset_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.weight_reset, H, row, block);
-        });
-        return;
-      }
-    }
-    if (s >= run.s0 && (run.h_panels || run.x_panels)) put_rows(step, s, count, member);
-    for_tiles<1>(continued, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
-      backward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.weight_hh, H, row, block);
+    if (Stage::kLast && s >= run.s0) put_rows(step, s, count, member);
+    const T* const weights = run.stages[Stage::kLast ? 0 : Stage::kIndex + 1];
+    const int64_t multiplied = Stage::kLast ? continued : count;
+    for_tiles<1>(multiplied, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+      backward_tile<Cell, Stage, decltype(mr)::value, decltype(nb)::value>(step, weights, sizes, row, block);
     });
-    for (int64_t row = continued; row < count; ++row) {
-      const BackwardRow<T> at = step.template at<Cell>(row);
+    for (int64_t row = multiplied; row < count; ++row) {
+      const BackwardRow<T> at = step.template at<Cell, Stage>(row);
       for (int64_t block = slice.first; block < slice.last; ++block) {
-        const Part<T> part(H - block * kL);
-        cell_backward<Cell>(at, H, block * kL, part, part.load(step.dh[row] + block * kL));
+        const Part<T> part(units - block * kL);
+        stage_backward<Cell, Stage>(step, at, H, row, block * kL, part, part.load(step.dh[row] + block * kL));
       }
     }
   }
 
   // A member fills some of the panels.
   void put_rows(const BackwardStep<T>& step, int64_t s, int64_t count, int member) const {
-    const int64_t H = args.forward.hidden_size, I = args.forward.input_size;
     const int64_t rows = run.rows_before(run.s0 - 1), to = run.rows_before(s) + share.first;
-    const Panels<T> of_h{run.h_panels, H, rows, member, members}, of_reset{run.reset_panels, H, rows, member, members};
-    const Panels<T> of_x{run.x_panels, I, rows, member, members};
-    const auto h = [&](int64_t row) HOTLOOP_LAMBDA { return step.h_before(row); };
-    if (run.h_panels) of_h.put(to, share.every, count, h);
-    if (kPasses == 2 && run.reset_panels) of_reset.put(to, share.every, count, h, step.gates);  // r is saved first
-    const StepRows<const T> now = x.rows(s);
-    if (run.x_panels) of_x.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA { return now[row]; });
+    const auto plain = [](const T* values) HOTLOOP_LAMBDA {
+      return [values](auto part, int64_t at) HOTLOOP_LAMBDA { return part.load(values + at); };
+    };
+    each_stage<Cell>([&](auto stage) {
+      using Of = decltype(stage);
+      if (run.panels[Of::kIndex] == nullptr) return;
+      const Panels<T> panels{run.panels[Of::kIndex], run.sizes.template depth<Of>(), rows, member, members};
+      if constexpr (Of::kOperand == Operand::kH) {
+        panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA { return plain(step.h_before(row)); });
+      } else {
+        panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA {
+          return hidden<At<Cell, Of::kIndex - 1>>(step, row);
+        });
+      }
+    });
+    if (run.x_panels) {
+      const StepRows<const T> now = x.rows(s);
+      const Panels<T> panels{run.x_panels, run.sizes.input, rows, member, members};
+      panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA { return plain(now[row]); });
+    }
+  }
+
+  // What a stage left in forward, computed again.
+  template <class Stage>
+  HOTLOOP_INLINE auto hidden(const BackwardStep<T>& step, int64_t row) const {
+    constexpr bool kOfH = (Stage::kForwardReads & kReadsOperand) != 0, kC = (Stage::kBackwardReads & kReadsC) != 0;
+    const T* const h_prev = kOfH ? step.h_before(row) : nullptr;
+    const T *const saved = step.gates[row], *const c = kC ? step.c[row] : nullptr;
+    const int64_t H = run.sizes.hidden;
+    return [=](auto part, int64_t at) HOTLOOP_LAMBDA {
+      BackwardUnit<Vector<T>> unit;
+      for (int s = 0; s < Stage::kSaves; ++s) unit.saved[s] = part.load(saved + s * H + at);
+      if constexpr (kOfH) unit.operand = part.load(h_prev + at);
+      if constexpr (kC) unit.c = part.load(c + at);
+      return Stage::hidden(unit);
+    };
   }
 };
 

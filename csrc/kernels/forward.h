@@ -16,38 +16,43 @@ constexpr int64_t kProjectedBytes = 192 * 1024;
 template <class Cell, class T>
 struct PackedWeights {
   static constexpr int kL = kLanes<T>;
-  static constexpr int kOfResetH = Cell::kGates - Cell::kOfH;
-  T *weight_ih, *weight_hh;  // pack_by_unit; of weight_hh the gates that multiply h
-  T* weight_reset;           // those that multiply the reset h
-  T* bias;        // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
-  T* bias_apart;  // [block][lane] b_hh of the gate kept apart
+  T* weight_ih;             // pack_by_unit
+  T* stages[kStages<Cell>];  // the same of the weights of each stage
+  T* bias;                  // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
+  T* bias_apart;            // [block][lane] b_hh of the gate kept apart
 
-  static HOTLOOP_INLINE PackedWeights carve(Carver& carver, int64_t input_size, int64_t hidden_size) {
-    const int64_t blocks = blocks_of(hidden_size, kL), vectors = blocks * Cell::kGates;
+  static HOTLOOP_INLINE PackedWeights carve(Carver& carver, const Sizes& sizes) {
+    const int64_t blocks = blocks_of(sizes.hidden, kL), vectors = blocks * Cell::kGates;
     PackedWeights packed;
-    packed.weight_ih = carver.take<T>(vectors * input_size * kL);
-    packed.weight_hh = carver.take<T>(blocks * Cell::kOfH * hidden_size * kL);
-    packed.weight_reset = carver.take<T>(blocks * kOfResetH * hidden_size * kL);
+    packed.weight_ih = carver.take<T>(vectors * sizes.input * kL);
+    each_stage<Cell>([&](auto stage) HOTLOOP_LAMBDA {
+      using S = decltype(stage);
+      const int64_t of_stage = blocks_of(sizes.units<S>(), kL) * S::kGates * sizes.depth<S>() * kL;
+      packed.stages[S::kIndex] = carver.take<T>(of_stage);
+    });
     packed.bias = carver.take<T>(vectors * kL);
-    packed.bias_apart = carver.take<T>(Cell::kApart < 0 ? 0 : blocks * kL);
+    packed.bias_apart = carver.take<T>(Cell::List::apart() < 0 ? 0 : blocks * kL);
     return packed;
   }
 
   void fill(const hotloop::ForwardCall& args) const {
-    const int64_t H = args.hidden_size;
-    pack_by_unit<Cell::kGates>(static_cast<const T*>(args.weight_ih), H, args.input_size, weight_ih);
-    pack_by_unit<Cell::kOfH>(static_cast<const T*>(args.weight_hh), H, H, weight_hh);
-    if constexpr (kOfResetH > 0)
-      pack_by_unit<kOfResetH>(static_cast<const T*>(args.weight_hh) + Cell::kOfH * H * H, H, H, weight_reset);
-    const T* const bias_ih = static_cast<const T*>(args.bias_ih);
-    const T* const bias_hh = static_cast<const T*>(args.bias_hh);
+    const Sizes sizes = sizes_of<Cell>(args);
+    const int64_t H = sizes.hidden;
+    const auto parameter = [&](int index) { return static_cast<const T*>(args.parameters[index]); };
+    pack_by_unit<Cell::kGates>(parameter(HOTLOOP_WEIGHT_IH), H, sizes.input, weight_ih);
+    each_stage<Cell>([&](auto stage) {
+      using S = decltype(stage);
+      const int64_t units = sizes.units<S>(), depth = sizes.depth<S>();
+      pack_by_unit<S::kGates>(parameter(S::kParameter) + S::kFirst * units * depth, units, depth, stages[S::kIndex]);
+    });
+    const T *const bias_ih = parameter(HOTLOOP_BIAS_IH), *const bias_hh = parameter(HOTLOOP_BIAS_HH);
     for (int64_t unit = 0; unit < blocks_of(H, kL) * kL; ++unit) {
       const int64_t block = unit / kL, lane = unit % kL;
       for (int g = 0; g < Cell::kGates; ++g) {
         const T of_x = bias_ih && unit < H ? bias_ih[g * H + unit] : 0;
         const T of_h = bias_hh && unit < H ? bias_hh[g * H + unit] : 0;
-        bias[(block * Cell::kGates + g) * kL + lane] = g == Cell::kApart ? of_x : of_x + of_h;
-        if (g == Cell::kApart) bias_apart[unit] = of_h;
+        bias[(block * Cell::kGates + g) * kL + lane] = g == Cell::List::apart() ? of_x : of_x + of_h;
+        if (g == Cell::List::apart()) bias_apart[unit] = of_h;
       }
     }
   }
@@ -57,8 +62,8 @@ struct PackedWeights {
 template <class T>
 struct ForwardStep {
   StepRows<T> projected;  // G*H
-  StepRows<T> gates;      // S*H, or none; never none for a cell of two passes, which keeps there what the second needs
-  T* reset_h;             // [B, H] between the two passes
+  StepRows<T> gates;      // S*H, or none; never none for a cell whose later stages read what the earlier ones save
+  T* hidden;              // [B, H] between two stages
   StepRows<const T> h_prev, c_prev;
   StepRows<T> h, c;
   StepRows<T> later_gates;         // where the projection of a later step will be written, or none
@@ -76,92 +81,65 @@ struct ForwardStep {
   HOTLOOP_INLINE void ask(int64_t H, int64_t row, int64_t unit) const {
     if (later_gates.start == nullptr) return;
     for (int b = 0; b < NB; ++b) {
-      for (int s = 0; s < Cell::kSaved; ++s) prefetch(later_gates[row] + s * H + unit + b * kLanes<T>);
+      for (int s = 0; s < kSaved<Cell>; ++s) prefetch(later_gates[row] + s * H + unit + b * kLanes<T>);
     }
   }
 };
 
-// The first pass of a cell that takes two: the gates that multiply h, and the reset h.
-template <class Cell, int MR, int NB, class T>
-HOTLOOP_NOINLINE void gates_tile(const ForwardStep<T>& step, const PackedWeights<Cell, T>& packed, int64_t H,
-                                 int64_t row, int64_t block) {
-  constexpr int G = Cell::kOfH, kL = kLanes<T>;
-  Vector<T> acc[MR][NB * G];
-  const T* h_prev[MR];
-  for (int r = 0; r < MR; ++r) {
-    h_prev[r] = step.h_before(row + r);
-    const T* const projected = step.projected[row + r];
-    for (int b = 0; b < NB; ++b) {
-      const int64_t unit = (block + b) * kL;
-      const Part<T> part(H - unit);
-      for (int g = 0; g < G; ++g) acc[r][b * G + g] = part.load(projected + g * H + unit);
-    }
-  }
-  multiply<MR, NB, G>(acc, h_prev, packed.weight_hh + block * H * G * kL, H * G * kL, H);
-  for (int r = 0; r < MR; ++r) {
-    T *const reset_h = step.reset_h + (row + r) * H, *const gates = step.gates[row + r];
-    for (int b = 0; b < NB; ++b) {
-      const int64_t unit = (block + b) * kL;
-      const Part<T> part(H - unit);
-      ForwardUnit<Cell, Vector<T>> now;
-      for (int g = 0; g < G; ++g) now.a[g] = acc[r][b * G + g];
-      now.h_prev = part.load(h_prev[r] + unit);
-      Cell::gates(now);
-      part.store(reset_h + unit, now.reset_h);
-      for (int g = 0; g < G; ++g) part.store(gates + g * H + unit, now.saved[g]);
-    }
-  }
-}
-
-// The gates that remain, all of them but in a cell of two passes, and the new state.
-template <class Cell, int MR, int NB, class T>
-HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeights<Cell, T>& packed, int64_t H,
+// A stage of a step, for some rows and units.
+template <class Cell, class S, int MR, int NB, class T>
+HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeights<Cell, T>& packed, const Sizes& sizes,
                                    int64_t row, int64_t block) {
-  constexpr bool kSecond = Cell::kOfH < Cell::kGates;
-  constexpr int kFirst = kSecond ? Cell::kOfH : 0, G = Cell::kGates - kFirst, kL = kLanes<T>;
+  constexpr int G = S::kGates, kL = kLanes<T>, kBefore = S::saved_before();
+  constexpr bool kOfH = S::kOperand == Operand::kH;
+  const int64_t H = sizes.hidden, units = sizes.units<S>(), depth = sizes.depth<S>();
   Vector<T> acc[MR][NB * G];
   const T *h_prev[MR], *operand[MR];
   for (int r = 0; r < MR; ++r) {
-    h_prev[r] = step.h_before(row + r);
-    operand[r] = kSecond ? step.reset_h + (row + r) * H : h_prev[r];
+    if constexpr (kOfH || (S::kForwardReads & kReadsHPrev) != 0) h_prev[r] = step.h_before(row + r);
+    operand[r] = kOfH ? h_prev[r] : step.hidden + (row + r) * H;
   }
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
+    const Part<T> part(units - unit);
     for (int r = 0; r < MR; ++r) {
       const T* const projected = step.projected[row + r] + unit;
       for (int g = 0; g < G; ++g) {
-        acc[r][b * G + g] =
-            g == Cell::kApart ? load(packed.bias_apart + unit) : part.load(projected + (kFirst + g) * H);
+        Vector<T>& start = acc[r][b * G + g];
+        if constexpr (S::kOfOutput) {
+          start = Vector<T>{};
+        } else {
+          start = g == S::kApart ? load(packed.bias_apart + unit) : part.load(projected + (S::kFirst + g) * H);
+        }
       }
     }
   }
-  const T* const weight = kSecond ? packed.weight_reset : packed.weight_hh;
-  multiply<MR, NB, G>(acc, operand, weight + block * H * G * kL, H * G * kL, H,
-                      [&](int r) HOTLOOP_LAMBDA { step.template ask<Cell, NB>(H, row + r, block * kL); });
+  multiply<MR, NB, G>(acc, operand, packed.stages[S::kIndex] + block * depth * G * kL, depth * G * kL, depth,
+                      [&](int r) HOTLOOP_LAMBDA {
+                        if constexpr (S::asks()) step.template ask<Cell, NB>(H, row + r, block * kL);
+                      });
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;
-    const Part<T> part(H - unit);
+    const Part<T> part(units - unit);
     for (int r = 0; r < MR; ++r) {
-      ForwardUnit<Cell, Vector<T>> now;
-      for (int g = 0; g < G; ++g) now.a[kFirst + g] = acc[r][b * G + g];
-      if constexpr (Cell::kHasC) now.c_prev = part.load(step.c_before(row + r) + unit);
-      if constexpr (Cell::kCarriesH) now.h_prev = part.load(h_prev[r] + unit);
-      if constexpr (Cell::kApart >= 0) {
-        now.x_apart = part.load(step.projected[row + r] + Cell::kApart * H + unit);
+      ForwardUnit<Vector<T>> now;
+      for (int g = 0; g < G; ++g) now.a[g] = acc[r][b * G + g];
+      if constexpr ((S::kForwardReads & kReadsC) != 0) now.c_prev = part.load(step.c_before(row + r) + unit);
+      if constexpr ((S::kForwardReads & kReadsHPrev) != 0) now.h_prev = part.load(h_prev[r] + unit);
+      if constexpr ((S::kForwardReads & kReadsOperand) != 0) now.operand = part.load(operand[r] + unit);
+      if constexpr (S::kApart >= 0) {
+        now.x_apart = part.load(step.projected[row + r] + (S::kFirst + S::kApart) * H + unit);
       }
-      if constexpr (kSecond) {
-        for (int g = 0; g < kFirst; ++g) {
-          now.saved[g] = part.load(step.gates[row + r] + g * H + unit);
-        }
+      if constexpr ((S::kForwardReads & kReadsSaved) != 0) {
+        for (int s = 0; s < kBefore; ++s) now.saved[s] = part.load(step.gates[row + r] + s * H + unit);
       }
-      Cell::forward(now);
-      part.store(step.h[row + r] + unit, now.h);
-      if constexpr (Cell::kHasC) part.store(step.c[row + r] + unit, now.c);
-      if constexpr (Cell::kSaved > 0) {
+      S::forward(now);
+      part.store((S::kLast ? step.h[row + r] : step.hidden + (row + r) * H) + unit, now.out);
+      if constexpr ((S::kForwardReads & kReadsC) != 0) part.store(step.c[row + r] + unit, now.c);
+      if constexpr (S::kSaves > 0) {
         if (step.gates.start != nullptr) {
           T* const gates = step.gates[row + r] + unit;
-          for (int s = kFirst; s < Cell::kSaved; ++s) part.store(gates + s * H, now.saved[s]);
+          for (int s = kBefore; s < kBefore + S::kSaves; ++s) part.store(gates + s * H, now.saved[s]);
         }
       }
     }
@@ -196,25 +174,27 @@ struct ForwardRows;
 
 template <class Cell, class T>
 struct ForwardRun {
-  static constexpr bool kTwoPasses = Cell::kOfH < Cell::kGates;
   const hotloop::ForwardCall& args;
+  const Sizes sizes;
   PackedWeights<Cell, T> packed{};
   Rows rows_of;
-  int64_t *states = nullptr, *nowhere = nullptr;  // places, [B]: of states, and of what is the same for all rows
+  // Places, [B]: of h and of c as states, and of what is the same for all rows.
+  int64_t *of_h_n = nullptr, *of_c_n = nullptr, *nowhere = nullptr;
   int64_t *of_x = nullptr, *of_output = nullptr, *of_gates = nullptr, *of_c = nullptr, *of_resets = nullptr,
           *of_projected = nullptr;
-  T* zeros = nullptr;      // [H]
+  T* zeros = nullptr;      // of a state
   T* projected = nullptr;  // [shares][chunk rows][G*H], where projections are not kept
   int64_t projected_size = 0;
-  T* reset_h = nullptr;  // [shares][rows][H] of a cell of two passes
-  int64_t reset_h_size = 0;
+  T* hidden = nullptr;  // [shares][rows][H] of a cell of several stages
+  int64_t hidden_size = 0;
   int64_t chunk;  // steps projected at once
 
-  ForwardRun(const hotloop::ForwardCall& args, int64_t chunk) : args(args), rows_of(args), chunk(chunk) {}
+  ForwardRun(const hotloop::ForwardCall& args, int64_t chunk)
+      : args(args), sizes(sizes_of<Cell>(args)), rows_of(args), chunk(chunk) {}
 
   // In training the projection goes where the gates will be (RNN: where h will be), and is overwritten by them.
   static HOTLOOP_INLINE bool keeps_projection(const hotloop::ForwardCall& args) {
-    return Cell::kSaved == 0 || args.gates != nullptr;
+    return kSaved<Cell> == 0 || args.gates != nullptr;
   }
 
   static int64_t chunk_steps(const hotloop::ForwardCall& args, int64_t rows) {
@@ -240,9 +220,10 @@ struct ForwardRun {
     const int64_t B = args.batch_size, rows = (B + shares - 1) / shares;
     ForwardRun run(args, chunk_steps(args, rows));
     run.rows_of.carve(carver);
-    int64_t* places = carver.take<int64_t>(8 * B);
+    int64_t* places = carver.take<int64_t>((Cell::kProjects ? 9 : 8) * B);
     const auto table = [&places, B] { return places += B, places - B; };
-    run.states = table();
+    run.of_h_n = table();
+    run.of_c_n = Cell::kProjects ? table() : run.of_h_n;
     run.nowhere = table();
     run.of_x = table();
     run.of_output = table();
@@ -250,32 +231,35 @@ struct ForwardRun {
     run.of_c = table();
     run.of_resets = table();
     run.of_projected = table();
-    run.zeros = carver.take<T>(args.hidden_size);
+    run.zeros = carver.take<T>(run.zeros_size());
     if (args.packed == nullptr) {
-      run.packed = PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size);
+      run.packed = PackedWeights<Cell, T>::carve(carver, run.sizes);
     } else {
       Carver elsewhere(static_cast<const char*>(args.packed) + hotloop::kPackedHeaderBytes);
-      run.packed = PackedWeights<Cell, T>::carve(elsewhere, args.input_size, args.hidden_size);
+      run.packed = PackedWeights<Cell, T>::carve(elsewhere, run.sizes);
     }
     if (!keeps_projection(args)) {
       const int64_t most = workspace == nullptr ? most_projected(args, rows) : run.chunk * rows;
       run.projected_size = (most * Cell::kGates * args.hidden_size + 15) / 16 * 16;
       run.projected = carver.take<T>(run.projected_size * shares);
     }
-    if (kTwoPasses) {
-      run.reset_h_size = (rows * args.hidden_size + 15) / 16 * 16;
-      run.reset_h = carver.take<T>(run.reset_h_size * shares);
+    if (kStages<Cell> > 1) {
+      run.hidden_size = (rows * args.hidden_size + 15) / 16 * 16;
+      run.hidden = carver.take<T>(run.hidden_size * shares);
     }
     bytes = carver.bytes();
     return run;
   }
 
+  int64_t zeros_size() const { return sizes.output > sizes.hidden ? sizes.output : sizes.hidden; }
+
   void start(int shares) const {
-    const int64_t B = args.batch_size, H = args.hidden_size, S = Cell::kSaved;
+    const int64_t B = args.batch_size, H = args.hidden_size, S = kSaved<Cell>;
     if (args.packed == nullptr) packed.fill(args);
-    __builtin_memset(zeros, 0, H * sizeof(T));
+    __builtin_memset(zeros, 0, zeros_size() * sizeof(T));
     rows_of.sort();
-    rows_of.place_states(H, shares, states);
+    rows_of.place_states(sizes.output, shares, of_h_n);
+    if (Cell::kProjects) rows_of.place_states(H, shares, of_c_n);
     rows_of.place(args.x_stride_t, args.x_stride_b, shares, of_x);
     rows_of.place(args.output_stride_t, args.output_stride_b, shares, of_output);
     if (args.gates) rows_of.place((rows_of.flat() ? 1 : B) * S * H, S * H, shares, of_gates);
@@ -294,7 +278,7 @@ struct ForwardRun {
     if (share.team == nullptr) {
       part.all();
     } else {
-      hotloop::run_team(share.team, share.member, part.stages(), &ForwardRows<Cell, T>::stage,
+      hotloop::run_team(share.team, share.member, part.phases(), &ForwardRows<Cell, T>::phase,
                         const_cast<void*>(static_cast<const void*>(&part)));
     }
   }
@@ -303,20 +287,19 @@ struct ForwardRun {
 // The rows of one share in one round.
 template <class Cell, class T>
 struct ForwardRows {
-  static constexpr int G = Cell::kGates, S = Cell::kSaved, kPasses = Cell::kOfH < Cell::kGates ? 2 : 1;
+  static constexpr int G = Cell::kGates, S = kSaved<Cell>;
   const hotloop::ForwardCall& args;
   const ForwardRun<Cell, T>& run;
   const int64_t begin, end;  // steps
   const ShareRows share;
   const int members;
-  const Blocks blocks;
   const Sequence<const T> x;
   const Sequence<T> output, gates, c;
   const Sequence<const uint8_t> resets;
   const StepRows<const T> h_first, c_first;  // the initial state
   const Episodes<T> episodes;
   const bool keeps;                    // the projection goes where it is kept
-  T *const projected, *const reset_h;  // of this share
+  T *const projected, *const hidden;  // of this share
 
   ForwardRows(const ForwardRun<Cell, T>& run, int64_t steps, const hotloop::Share& of)
       : args(run.args),
@@ -325,21 +308,20 @@ struct ForwardRows {
         end(args.cursor + steps),
         share(run.rows_of.share(of.index, of.count)),
         members(of.members),
-        blocks{0, blocks_of(args.hidden_size, kLanes<T>)},
         x(sequence<const T>(args.x, args.x_stride_t, run.of_x)),
         output(sequence<T>(args.output, args.output_stride_t, run.of_output)),
         gates(sequence<T>(args.gates, (run.rows_of.flat() ? 1 : args.batch_size) * S * args.hidden_size, run.of_gates)),
         c(sequence<T>(args.c, args.c_stride_t, run.of_c)),
         resets(sequence<const uint8_t>(args.resets, args.resets_stride_t, run.of_resets)),
-        h_first(initial(args.h0)),
-        c_first(initial(args.c0)),
-        episodes{initial(args.reset_to_initial ? args.h0 : nullptr),
-                 initial(args.reset_to_initial ? args.c0 : nullptr),
+        h_first(initial(args.h0, run.of_h_n)),
+        c_first(initial(args.c0, run.of_c_n)),
+        episodes{initial(args.reset_to_initial ? args.h0 : nullptr, run.of_h_n),
+                 initial(args.reset_to_initial ? args.c0 : nullptr, run.of_c_n),
                  {},
                  {}},
         keeps(run.keeps_projection(args)),
         projected(run.projected + of.index * run.projected_size),
-        reset_h(run.reset_h + of.index * run.reset_h_size) {}
+        hidden(run.hidden + of.index * run.hidden_size) {}
 
   // The share's rows of an array that the caller has, in the order of processing.
   template <class E, class V>
@@ -347,38 +329,44 @@ struct ForwardRows {
     return {static_cast<E*>(start), args.reverse ? -stride_t : stride_t, places + share.begin};
   }
 
-  HOTLOOP_INLINE StepRows<const T> initial(const void* state) const {
+  HOTLOOP_INLINE StepRows<const T> initial(const void* state, const int64_t* places) const {
     if (state == nullptr) return {run.zeros, run.nowhere};
-    return {static_cast<const T*>(state), run.states + share.begin};
+    return {static_cast<const T*>(state), places + share.begin};
+  }
+
+  // A member's blocks of so many units.
+  HOTLOOP_INLINE Blocks slice(int64_t units, int member) const {
+    return Blocks{0, blocks_of(units, kLanes<T>)}.slice(member, members);
   }
 
   // All of it, on this thread.
   void all() const {
     for (int64_t s0 = begin; s0 < end; s0 += run.chunk) {
       const int64_t s1 = s0 + run.chunk < end ? s0 + run.chunk : end;
-      project(s0, s1, blocks);
+      project(s0, s1, 0);
       for (int64_t s = s0; s < s1; ++s) {
-        for (int pass = 0; pass < kPasses; ++pass) step(s0, s, pass, blocks);
+        each_stage<Cell>([&](auto stage) HOTLOOP_LAMBDA { step<decltype(stage)>(s0, s, 0); });
       }
     }
-    finish(blocks);
+    finish(0);
   }
 
-  // The same as stages of a team: for each chunk its projection and then its steps, pass by pass; and the end.
-  int64_t stages() const {
+  // The same as phases of a team: for each chunk its projection and then its steps, stage by stage; and the end.
+  int64_t phases() const {
     const int64_t chunks = (end - begin + run.chunk - 1) / run.chunk;
-    return chunks + (end - begin) * kPasses + 1;
+    return chunks + (end - begin) * kStages<Cell> + 1;
   }
 
-  static void stage(void* rows, int64_t stage, int member) {
+  static void phase(void* rows, int64_t phase, int member) {
     const ForwardRows& part = *static_cast<const ForwardRows*>(rows);
-    const Blocks slice = part.blocks.slice(member, part.members);
-    if (stage == part.stages() - 1) return part.finish(slice);
-    const int64_t of_chunk = 1 + part.run.chunk * kPasses;
-    const int64_t s0 = part.begin + stage / of_chunk * part.run.chunk, now = stage % of_chunk - 1;
+    if (phase == part.phases() - 1) return part.finish(member);
+    const int64_t of_chunk = 1 + part.run.chunk * kStages<Cell>;
+    const int64_t s0 = part.begin + phase / of_chunk * part.run.chunk, now = phase % of_chunk - 1;
     const int64_t s1 = s0 + part.run.chunk < part.end ? s0 + part.run.chunk : part.end;
-    if (now < 0) return part.project(s0, s1, slice);
-    part.step(s0, s0 + now / kPasses, (int)(now % kPasses), slice);
+    if (now < 0) return part.project(s0, s1, member);
+    with_stage<Cell>((int)(now % kStages<Cell>), [&](auto stage) {
+      part.template step<decltype(stage)>(s0, s0 + now / kStages<Cell>, member);
+    });
   }
 
   // Where the projection goes: of the chunk that begins at s0, step s is at s - s0 where it is not kept.
@@ -387,29 +375,32 @@ struct ForwardRows {
     return {projected, share.count * G * args.hidden_size, run.of_projected};
   }
 
-  void project(int64_t s0, int64_t s1, Blocks slice) const {
+  void project(int64_t s0, int64_t s1, int member) const {
     const int64_t I = args.input_size, H = args.hidden_size;
+    const Blocks blocks = slice(H, member);
     for (int64_t first = s0, last; first < s1;
          first = last) {  // steps that have equally many rows are projected together
       const int64_t rows = run.rows_of.active(share, first);
       for (last = first + 1; last < s1 && run.rows_of.active(share, last) == rows;) ++last;
       const ChunkRows<const T> from{x, first, rows};
       const ChunkRows<T> to{projection(), keeps ? first : first - s0, rows};
-      for_tiles<G>((last - first) * rows, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
+      for_tiles<G>((last - first) * rows, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
         project_tile<Cell, decltype(mr)::value, decltype(nb)::value>(from, to, run.packed, I, H, row, block);
       });
     }
   }
 
-  HOTLOOP_INLINE void step(int64_t s0, int64_t s, int pass, Blocks slice) const {
-    const int64_t H = args.hidden_size, count = run.rows_of.active(share, s);
+  template <class Stage>
+  HOTLOOP_INLINE void step(int64_t s0, int64_t s, int member) const {
+    const int64_t count = run.rows_of.active(share, s);
     ForwardStep<T> step{};
     step.projected = projection().rows(keeps ? s : s - s0);
-    if (args.gates) step.gates = gates.rows(s);
-    if (kPasses == 2) {  // in inference the projected row is where they lie
-      if (!args.gates) step.gates = step.projected;
-      step.reset_h = reset_h;
+    if (args.gates) {
+      step.gates = gates.rows(s);
+    } else if (Cell::List::kReadsSaves) {
+      step.gates = step.projected;  // in inference the projected row is where what the first stages save lies
     }
+    step.hidden = hidden;
     step.h = output.rows(s);
     step.h_prev = h_first;
     if (s > 0) {
@@ -417,7 +408,7 @@ struct ForwardRows {
       step.h_prev = {before.start, before.places};
     }
     if constexpr (Cell::kHasC) {  // in inference c_n is the running state
-      step.c = args.c ? c.rows(s) : StepRows<T>{static_cast<T*>(args.c_n), run.states + share.begin};
+      step.c = args.c ? c.rows(s) : StepRows<T>{static_cast<T*>(args.c_n), run.of_c_n + share.begin};
       step.c_prev = c_first;
       if (s > 0) {
         const StepRows<T> before = args.c ? c.rows(s - 1) : step.c;
@@ -427,54 +418,58 @@ struct ForwardRows {
     step.resets = resets_at(resets, s, count);
     step.episodes = &episodes;
     if (S > 0 && args.gates && s + run.chunk < args.seq_len) step.later_gates = gates.rows(s + run.chunk);
-    slice.descending = s % 2 != 0;
-    if constexpr (kPasses == 2) {
-      if (pass == 0) {
-        for_tiles<Cell::kOfH>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
-          gates_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.packed, H, row, block);
-        });
-        return;
-      }
-    }
-    for_tiles<kPasses == 2 ? G - Cell::kOfH : G>(count, slice, [&](auto mr, auto nb, int64_t row, int64_t block) {
-      forward_tile<Cell, decltype(mr)::value, decltype(nb)::value>(step, run.packed, H, row, block);
+    Blocks blocks = slice(run.sizes.template units<Stage>(), member);
+    blocks.descending = s % 2 != 0;
+    for_tiles<Stage::kGates>(count, blocks, [&](auto mr, auto nb, int64_t row, int64_t block) {
+      forward_tile<Cell, Stage, decltype(mr)::value, decltype(nb)::value>(step, run.packed, run.sizes, row, block);
     });
   }
 
+  // The elements of a state that a member finishes.
+  struct Elements {
+    int64_t from, to;
+  };
+  HOTLOOP_INLINE Elements elements(int64_t units, int member) const {
+    const Blocks blocks = slice(units, member);
+    const int64_t last = blocks.last * kLanes<T>;
+    return {blocks.first * kLanes<T>, last < units ? last : units};
+  }
+
   // After the last step: h_n and c_n, of each row at its own end, and zeros behind it.
-  void finish(Blocks slice) const {
+  void finish(int member) const {
     if (end < args.seq_len) return;
-    const int64_t H = args.hidden_size, unit = slice.first * kLanes<T>;
-    const int64_t last = slice.last * kLanes<T> < H ? slice.last * kLanes<T> : H;
-    const size_t bytes = (size_t)(last - unit) * sizeof(T);
+    const Elements of_h = elements(run.sizes.output, member), of_c = elements(run.sizes.hidden, member);
+    const size_t h_bytes = (size_t)(of_h.to - of_h.from) * sizeof(T), c_bytes = (size_t)(of_c.to - of_c.from) * sizeof(T);
     for (int64_t row = 0; row < share.count; ++row) {
-      const int64_t length = run.rows_of.length(share, row), state = run.states[share.begin + row] + unit;
+      const int64_t length = run.rows_of.length(share, row);
       const T* const h = length > 0 ? output.at(length - 1, row) : h_first[row];
-      __builtin_memcpy(static_cast<T*>(args.h_n) + state, h + unit, bytes);
+      __builtin_memcpy(static_cast<T*>(args.h_n) + run.of_h_n[share.begin + row] + of_h.from, h + of_h.from, h_bytes);
       if (Cell::kHasC && (args.c || length == 0)) {
         const T* const from = length > 0 ? c.at(length - 1, row) : c_first[row];
-        __builtin_memcpy(static_cast<T*>(args.c_n) + state, from + unit, bytes);
+        __builtin_memcpy(static_cast<T*>(args.c_n) + run.of_c_n[share.begin + row] + of_c.from, from + of_c.from, c_bytes);
       }
     }
     if (args.lengths == nullptr) return;
     // Of the padding too every share has a part, which need not be that of its rows.
-    const int64_t from = share.begin, to = from + share.count;
-    clear_padding<T>(args, args.output, args.output_stride_t, args.output_stride_b, from, to, unit, last);
-    if (Cell::kHasC && args.c) clear_padding<T>(args, args.c, args.c_stride_t, args.c_stride_b, from, to, unit, last);
+    const int64_t first = share.begin, last = first + share.count;
+    clear_padding<T>(args, args.output, args.output_stride_t, args.output_stride_b, first, last, of_h.from, of_h.to);
+    if (Cell::kHasC && args.c) {
+      clear_padding<T>(args, args.c, args.c_stride_t, args.c_stride_b, first, last, of_c.from, of_c.to);
+    }
   }
 };
 
 template <class Cell, class T>
-int64_t packed_bytes(int64_t input_size, int64_t hidden_size) {
+int64_t packed_bytes(const hotloop::ForwardCall& sizes) {
   Carver carver(nullptr);
-  PackedWeights<Cell, T>::carve(carver, input_size, hidden_size);
+  PackedWeights<Cell, T>::carve(carver, sizes_of<Cell>(sizes));
   return carver.bytes();
 }
 
 template <class Cell, class T>
 void pack(const hotloop::ForwardCall& args, void* packed) {
   Carver carver(packed);
-  PackedWeights<Cell, T>::carve(carver, args.input_size, args.hidden_size).fill(args);
+  PackedWeights<Cell, T>::carve(carver, sizes_of<Cell>(args)).fill(args);
 }
 
 template <class Cell, class T>

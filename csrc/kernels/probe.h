@@ -74,19 +74,19 @@ double probe_forward(void* buffer, int64_t bytes, int64_t repeats) {
   for (int64_t i = 0; i < repeats; ++i) {
     for (int64_t set = 0; set < sets; ++set) {
       T* const at = data + set * kArrays * kL;
-      ForwardUnit<Cell, Vector<T>> unit;
-      for (int g = 0; g < Cell::kGates; ++g) unit.a[g] = load(at + g * kL);
+      ForwardUnit<Vector<T>> unit;
       unit.c = unit.c_prev = load(at + Cell::kGates * kL);
-      unit.h_prev = load(at + (Cell::kGates + 1) * kL);
+      unit.operand = unit.h_prev = load(at + (Cell::kGates + 1) * kL);
       unit.x_apart = load(at + (Cell::kGates + 2) * kL);
-      if constexpr (Cell::kOfH < Cell::kGates) {
-        Cell::gates(unit);
-        keep(unit.reset_h);
-      }
-      Cell::forward(unit);
-      keep(unit.h);
+      each_stage<Cell>([&](auto stage) HOTLOOP_LAMBDA {
+        using S = decltype(stage);
+        if (S::kOfOutput) return;  // no arithmetic
+        for (int g = 0; g < S::kGates; ++g) unit.a[g] = load(at + (S::kFirst + g) * kL);
+        S::forward(unit);
+        keep(unit.out);
+      });
       keep(unit.c);
-      for (int s = 0; s < Cell::kSaved; ++s) keep(unit.saved[s]);
+      for (int s = 0; s < kSaved<Cell>; ++s) keep(unit.saved[s]);
     }
   }
   return (double)sets * (double)repeats;
@@ -94,28 +94,29 @@ double probe_forward(void* buffer, int64_t bytes, int64_t repeats) {
 
 template <class Cell, class T>
 double probe_backward(void* buffer, int64_t bytes, int64_t repeats) {
-  constexpr int kArrays = Cell::kSaved + 6, kL = kLanes<T>;
+  constexpr int kArrays = kSaved<Cell> + 6, kL = kLanes<T>;
   T* const data = static_cast<T*>(buffer);
   const int64_t sets = bytes / Isa::kVectorBytes / kArrays;
   for (int64_t i = 0; i < repeats; ++i) {
     for (int64_t set = 0; set < sets; ++set) {
       const T* const at = data + set * kArrays * kL;
-      BackwardUnit<Cell, Vector<T>> unit;
-      for (int s = 0; s < Cell::kSaved; ++s) unit.saved[s] = load(at + s * kL);
-      const T* const rest = at + Cell::kSaved * kL;
-      unit.h = load(rest);
-      unit.h_prev = load(rest + kL);
+      BackwardUnit<Vector<T>> unit;
+      for (int s = 0; s < kSaved<Cell>; ++s) unit.saved[s] = load(at + s * kL);
+      const T* const rest = at + kSaved<Cell> * kL;
+      unit.out = load(rest);
+      unit.operand = unit.h_prev = load(rest + kL);
       unit.c_prev = load(rest + 2 * kL);
       unit.c = load(rest + 3 * kL);
-      unit.dh = load(rest + 4 * kL);
+      unit.d_out = load(rest + 4 * kL);
       unit.carry = load(rest + 5 * kL);
-      Cell::backward(unit);
-      if constexpr (Cell::kOfH < Cell::kGates) {
-        unit.dreset_h = load(rest);
-        Cell::backward_reset(unit);
-      }
+      unroll<kStages<Cell>>([&](auto index) HOTLOOP_LAMBDA {
+        using S = At<Cell, kStages<Cell> - 1 - decltype(index)::value>;
+        if (S::kOfOutput) return;
+        S::backward(unit);
+        for (int j = 0; j < S::kGiven; ++j) keep(unit.da[j]);
+        unit.d_out = load(rest);
+      });
       keep(unit.carry);
-      for (int g = 0; g < Cell::kGradients; ++g) keep(unit.da[g]);
     }
   }
   return (double)sets * (double)repeats;

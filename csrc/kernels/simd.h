@@ -71,6 +71,12 @@ struct Part {
   HOTLOOP_INLINE void store(T* to, Vector<T> value) const { store_part(to, count, value); }
 };
 
+// A block whose units all exist.
+template <class T>
+struct Whole {
+  HOTLOOP_INLINE Vector<T> load(const T* from) const { return ::load(from); }
+};
+
 template <class V>
 struct ElementOf;
 template <>

@@ -17,7 +17,7 @@ void elementwise(const void* x, void* result, int64_t count) {
 
 template <class Cell, class T>
 constexpr hotloop::CellKernels cell_kernels() {
-  return {{Cell::kGates, Cell::kOfH, Cell::kSaved, Cell::kHasC},
+  return {{Cell::kGates, kStages<Cell>, kSaved<Cell>, Cell::kHasC, Cell::kProjects},
           packed_bytes<Cell, T>,
           pack<Cell, T>,
           {forward_most_steps<Cell, T>, forward_workspace<Cell, T>, forward_start<Cell, T>, forward_rows<Cell, T>,

@@ -82,10 +82,11 @@ static void* address(PyObject* argument) {
   return PyLong_AsVoidPtr(argument);
 }
 
-enum { kSizes = 10, kMostArrays = 17 };
+enum { kSizes = 11, kMostArrays = 13 + HOTLOOP_PARAMETER_COUNT };
 
-/* What a call of one recurrence begins with: whatever keeps the rest alive, the plan's address, the weights (the address of a struct, or a tuple of four
-   arrays), the executor's address, seq_len, batch_size, input_size, hidden_size, batch_first, the workspace. */
+/* What a call of one recurrence begins with: whatever keeps the rest alive, the plan's address, the weights (the address of a
+   struct, or a tuple of the parameters), the executor's address, seq_len, batch_size, input_size, hidden_size, output_size,
+   batch_first, the workspace. */
 typedef struct {
   const hotloop_plan* plan;
   const hotloop_executor* executor;
@@ -96,9 +97,11 @@ typedef struct {
   void* arrays[kMostArrays];
 } dense_call;
 
-static int parse(dense_call* call, const char* name, PyObject* const* args, Py_ssize_t count, int arrays) {
-  if (count != kSizes + arrays) {
-    PyErr_Format(PyExc_TypeError, "%s: expected %d arguments, got %zd", name, kSizes + arrays, count);
+/* From `fewest` to `most` arrays follow. */
+static int parse(dense_call* call, const char* name, PyObject* const* args, Py_ssize_t count, int fewest, int most) {
+  if (count < kSizes + fewest || count > kSizes + most) {
+    PyErr_Format(PyExc_TypeError, "%s: expected %d to %d arguments, got %zd", name, kSizes + fewest, kSizes + most,
+                 count);
     return -1;
   }
   memset(call, 0, sizeof *call);
@@ -107,31 +110,32 @@ static int parse(dense_call* call, const char* name, PyObject* const* args, Py_s
   buffers->weights = &call->weights;
   if (!PyTuple_Check(args[2])) {
     buffers->weights = PyLong_AsVoidPtr(args[2]);
-  } else if (PyTuple_Size(args[2]) == 4) {
-    call->weights.weight_ih = address(PyTuple_GetItem(args[2], 0));
-    call->weights.weight_hh = address(PyTuple_GetItem(args[2], 1));
-    call->weights.bias_ih = address(PyTuple_GetItem(args[2], 2));
-    call->weights.bias_hh = address(PyTuple_GetItem(args[2], 3));
+  } else if (PyTuple_Size(args[2]) <= HOTLOOP_PARAMETER_COUNT) {
+    for (int i = 0; i < PyTuple_Size(args[2]); ++i) {
+      call->weights.parameters[i] = address(PyTuple_GetItem(args[2], i));
+    }
   } else {
-    PyErr_Format(PyExc_TypeError, "%s: expected weights of 4 arrays, got %zd", name, PyTuple_Size(args[2]));
+    PyErr_Format(PyExc_TypeError, "%s: expected at most %d parameters, got %zd", name, HOTLOOP_PARAMETER_COUNT,
+                 PyTuple_Size(args[2]));
     return -1;
   }
   call->executor = PyLong_AsVoidPtr(args[3]);
   const int64_t seq_len = buffers->seq_len = PyLong_AsLongLong(args[4]);
   const int64_t batch_size = buffers->batch_size = PyLong_AsLongLong(args[5]);
   const int64_t input_size = PyLong_AsLongLong(args[6]), hidden_size = PyLong_AsLongLong(args[7]);
-  const int64_t rows_t = args[8] == Py_True ? 1 : batch_size, rows_b = args[8] == Py_True ? seq_len : 1;
+  const int64_t output_size = PyLong_AsLongLong(args[8]);
+  const int64_t rows_t = args[9] == Py_True ? 1 : batch_size, rows_b = args[9] == Py_True ? seq_len : 1;
   buffers->x_stride_t = rows_t * input_size;
   buffers->x_stride_b = rows_b * input_size;
-  buffers->output_stride_t = rows_t * hidden_size;
-  buffers->output_stride_b = rows_b * hidden_size;
+  buffers->output_stride_t = rows_t * output_size;
+  buffers->output_stride_b = rows_b * output_size;
   buffers->resets_stride_t = rows_t;
   buffers->resets_stride_b = rows_b;
   buffers->c_stride_t = batch_size * hidden_size;
   buffers->c_stride_b = hidden_size;
-  call->workspace = address(args[9]);
-  if (PyArray_Check(args[9])) call->workspace_bytes = PyArray_SIZE((PyArrayObject*)args[9]);
-  for (int i = 0; i < arrays; ++i) call->arrays[i] = address(args[kSizes + i]);
+  call->workspace = address(args[10]);
+  if (PyArray_Check(args[10])) call->workspace_bytes = PyArray_SIZE((PyArrayObject*)args[10]);
+  for (Py_ssize_t i = kSizes; i < count; ++i) call->arrays[i - kSizes] = address(args[i]);
   return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -153,7 +157,7 @@ static PyObject* run(dense_call* call, const hotloop_gradients* gradients) {
 static PyObject* forward(PyObject* module, PyObject* const* args, Py_ssize_t count) {
   (void)module;
   dense_call call;
-  if (parse(&call, "forward", args, count, 9) != 0) return NULL;
+  if (parse(&call, "forward", args, count, 9, 9) != 0) return NULL;
   void* const* const a = call.arrays;
   hotloop_buffers* const to = &call.buffers;
   to->x = a[0], to->h0 = a[1], to->c0 = a[2], to->output = a[3], to->h_n = a[4], to->c_n = a[5];
@@ -164,7 +168,7 @@ static PyObject* forward(PyObject* module, PyObject* const* args, Py_ssize_t cou
 static PyObject* backward(PyObject* module, PyObject* const* args, Py_ssize_t count) {
   (void)module;
   dense_call call;
-  if (parse(&call, "backward", args, count, 17) != 0) return NULL;
+  if (parse(&call, "backward", args, count, 13, kMostArrays) != 0) return NULL;
   void* const* const a = call.arrays;
   hotloop_buffers* const from = &call.buffers;
   hotloop_gradients to = {0};
@@ -173,8 +177,8 @@ static PyObject* backward(PyObject* module, PyObject* const* args, Py_ssize_t co
   to.grad_output = a[7], to.grad_h_n = a[8], to.grad_c_n = a[9], to.grad_x = a[10];
   to.grad_output_stride_t = from->output_stride_t, to.grad_output_stride_b = from->output_stride_b;
   to.grad_x_stride_t = from->x_stride_t, to.grad_x_stride_b = from->x_stride_b;
-  to.grad_weight_ih = a[11], to.grad_weight_hh = a[12], to.grad_bias_ih = a[13], to.grad_bias_hh = a[14];
-  to.grad_h0 = a[15], to.grad_c0 = a[16];
+  to.grad_h0 = a[11], to.grad_c0 = a[12];
+  for (int i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) to.grad_parameters[i] = a[13 + i]; /* NULL behind the last one */
   return run(&call, &to);
 }
 
@@ -231,11 +235,12 @@ static PyObject* fill_buffers(PyObject* module, PyObject* const* args, Py_ssize_
   return done();
 }
 
-/* fill_gradients(gradients, grad_output, grad_h_n, grad_c_n, grad_c, grad_x, grad_weight_ih, grad_weight_hh, grad_bias_ih,
-   grad_bias_hh, grad_h0, grad_c0): the struct at the first address. */
+/* fill_gradients(gradients, grad_output, grad_h_n, grad_c_n, grad_c, grad_x, grad_h0, grad_c0, *parameters): the struct at the
+   first address. */
 static PyObject* fill_gradients(PyObject* module, PyObject* const* args, Py_ssize_t count) {
   (void)module;
-  if (!expect("fill_gradients", 12, count)) return NULL;
+  if (count > 8 + HOTLOOP_PARAMETER_COUNT || count < 8) expect("fill_gradients", 8 + HOTLOOP_PARAMETER_COUNT, count);
+  if (PyErr_Occurred()) return NULL;
   hotloop_gradients* const to = PyLong_AsVoidPtr(args[0]);
   if (to == NULL) return PyErr_Occurred() ? NULL : done();
   to->grad_output = sequence(args[1], &to->grad_output_stride_t, &to->grad_output_stride_b);
@@ -243,12 +248,9 @@ static PyObject* fill_gradients(PyObject* module, PyObject* const* args, Py_ssiz
   to->grad_c_n = address(args[3]);
   to->grad_c = sequence(args[4], &to->grad_c_stride_t, &to->grad_c_stride_b);
   to->grad_x = sequence(args[5], &to->grad_x_stride_t, &to->grad_x_stride_b);
-  to->grad_weight_ih = address(args[6]);
-  to->grad_weight_hh = address(args[7]);
-  to->grad_bias_ih = address(args[8]);
-  to->grad_bias_hh = address(args[9]);
-  to->grad_h0 = address(args[10]);
-  to->grad_c0 = address(args[11]);
+  to->grad_h0 = address(args[6]);
+  to->grad_c0 = address(args[7]);
+  for (Py_ssize_t i = 8; i < count; ++i) to->grad_parameters[i - 8] = address(args[i]);
   return done();
 }
 

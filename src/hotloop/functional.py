@@ -12,7 +12,7 @@ import numpy as np
 
 from ._core import call
 from ._core.checks import check_flag, check_weights, check_wrt, gru_cell, rnn_cell
-from ._core.types import LSTM, PARAMETERS, Array, Cell, Gradients, LSTMGradients, Options
+from ._core.types import LSTM, Array, Cell, Gradients, LSTMGradients, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +33,7 @@ States = tuple[Array, Array]  # h and c
 
 
 def _run(
-    cell: Cell, x: Any, weights: tuple[Any, Any, Any, Any], h0: Any, c0: Any, *, training: bool, batch_first: Any,
+    cell: Cell, x: Any, weights: tuple[Any, ...], h0: Any, c0: Any, *, training: bool, batch_first: Any,
     reverse: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any, threads: Any,
     out: Any = None,
 ) -> call.Results:  # fmt: skip
@@ -56,12 +56,13 @@ def _vjp(output: Array, c: Array | None, saved: call.Saved | None) -> Callable[.
 
     def run(upstream: call.Upstream, wrt: Iterable[str] | None) -> Any:
         wanted = check_wrt(wrt, kind._fields)
-        names = [name for name in PARAMETERS if name in wanted]
+        of_cell = saved.stack.cell.names
+        names = [name for name in of_cell if name in wanted]
         grads = call.backward(saved, upstream, "x" in wanted, "h0" in wanted or "c0" in wanted, [[names]])
         parameters = grads.parameters[0][0]
         given = {
             "x": grads.x,
-            **{name: parameters.get(name) for name in PARAMETERS},
+            **{name: parameters.get(name) for name in of_cell},
             "h0": grads.h0 if "h0" in wanted else None,
         }
         if kind is Gradients:

@@ -30,7 +30,7 @@ from ._core.checks import (
 )
 from ._core.dropout import drop
 from ._core.parameters import check_mapping, frozen, read_state_dict
-from ._core.types import CELLS, PARAMETERS, Array, Cell, Options
+from ._core.types import CELLS, Array, Cell, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -115,7 +115,9 @@ class _Layers(Generic[State]):
             for suffix in self._suffixes(layer):
                 for parameter in self._cell.parameters:
                     if self._bias or parameter.operand is not None:
-                        shapes[f"{parameter.name}{suffix}"] = parameter.shape(self._cell, columns, self._hidden_size)
+                        shapes[f"{parameter.name}{suffix}"] = parameter.shape(
+                            self._cell, columns, self._hidden_size, self._hidden_size
+                        )
         return shapes
 
     def _suffixes(self, layer: int) -> list[str]:
@@ -124,7 +126,7 @@ class _Layers(Generic[State]):
     def _use(self, parameters: dict[str, Array]) -> None:
         weights = [
             [
-                check_weights(self._cell, *(parameters.get(f"{name}{suffix}") for name in PARAMETERS))
+                check_weights(self._cell, *(parameters.get(f"{name}{suffix}") for name in self._cell.names))
                 for suffix in self._suffixes(layer)
             ]
             for layer in range(self._num_layers)
@@ -419,7 +421,7 @@ class _Layers(Generic[State]):
         grads = call.backward(
             saved, upstream, "x" in wanted, "state" in wanted,
             [
-                [[name for name in PARAMETERS if f"{name}{suffix}" in wanted] for suffix in self._suffixes(layer)]
+                [[name for name in self._cell.names if f"{name}{suffix}" in wanted] for suffix in self._suffixes(layer)]
                 for layer in range(self._num_layers)
             ],
         )  # fmt: skip

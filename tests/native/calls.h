@@ -228,7 +228,8 @@ struct Call {
   int32_t uses = HOTLOOP_INFERENCE;  // of forward
 
   int32_t uses_backward() const {
-    const bool weights_wanted = gradients.grad_weight_ih != nullptr || gradients.grad_weight_hh != nullptr;
+    const bool weights_wanted = gradients.grad_parameters[HOTLOOP_WEIGHT_IH] != nullptr ||
+                                gradients.grad_parameters[HOTLOOP_WEIGHT_HH] != nullptr;
     return HOTLOOP_BACKWARD | (gradients.grad_x != nullptr ? HOTLOOP_GRAD_X : 0) |
            (weights_wanted ? HOTLOOP_GRAD_WEIGHTS : 0) |
            (buffers.resets != nullptr && buffers.reset_to_initial != 0 ? HOTLOOP_RESET_TO_INITIAL : 0);
@@ -243,7 +244,7 @@ class CallOf : public Call {
   CallOf(const Problem& p, const Data<T>& data, Mode mode) : p_(p) {
     const hotloop_cell_traits cell = p.facts();
     hotloop_buffers& f = buffers;
-    spec = {p.cell, std::is_same_v<T, float> ? HOTLOOP_FLOAT32 : HOTLOOP_FLOAT64, p.I, p.H};
+    spec = {p.cell, std::is_same_v<T, float> ? HOTLOOP_FLOAT32 : HOTLOOP_FLOAT64, p.I, p.H, p.H};
     uses = mode == kTraining ? HOTLOOP_TRAINING : HOTLOOP_INFERENCE;
     f.weights = &weights;
     f.reverse = p.reverse;
@@ -254,10 +255,10 @@ class CallOf : public Call {
     f.x = x_.start();
     f.x_stride_t = x_.stride_t;
     f.x_stride_b = x_.stride_b;
-    weights.weight_ih = weight(data.weight_ih);
-    weights.weight_hh = weight(data.weight_hh);
-    if (p.inputs & kBiasIh) weights.bias_ih = weight(data.bias_ih);
-    if (p.inputs & kBiasHh) weights.bias_hh = weight(data.bias_hh);
+    weights.parameters[HOTLOOP_WEIGHT_IH] = weight(data.weight_ih);
+    weights.parameters[HOTLOOP_WEIGHT_HH] = weight(data.weight_hh);
+    if (p.inputs & kBiasIh) weights.parameters[HOTLOOP_BIAS_IH] = weight(data.bias_ih);
+    if (p.inputs & kBiasHh) weights.parameters[HOTLOOP_BIAS_HH] = weight(data.bias_hh);
     if (p.inputs & kH0) f.h0 = input(data.h0);
     if (p.inputs & kC0 && cell.has_c) f.c0 = input(data.c0);
     output_ = Sequence<T>(p, p.H, p.layout);
@@ -293,10 +294,10 @@ class CallOf : public Call {
       gradients.grad_x_stride_t = grad_x_.stride_t;
       gradients.grad_x_stride_b = grad_x_.stride_b;
     }
-    if (p.wanted & kWih) gradients.grad_weight_ih = result(grad_weight_ih_, p.rows() * p.I);
-    if (p.wanted & kWhh) gradients.grad_weight_hh = result(grad_weight_hh_, p.rows() * p.H);
-    if (p.wanted & kBih) gradients.grad_bias_ih = result(grad_bias_ih_, p.rows());
-    if (p.wanted & kBhh) gradients.grad_bias_hh = result(grad_bias_hh_, p.rows());
+    if (p.wanted & kWih) gradients.grad_parameters[HOTLOOP_WEIGHT_IH] = result(grad_weight_ih_, p.rows() * p.I);
+    if (p.wanted & kWhh) gradients.grad_parameters[HOTLOOP_WEIGHT_HH] = result(grad_weight_hh_, p.rows() * p.H);
+    if (p.wanted & kBih) gradients.grad_parameters[HOTLOOP_BIAS_IH] = result(grad_bias_ih_, p.rows());
+    if (p.wanted & kBhh) gradients.grad_parameters[HOTLOOP_BIAS_HH] = result(grad_bias_hh_, p.rows());
     gradients.grad_h0 = result(grad_h0_, p.B * p.H);
     if (cell.has_c) gradients.grad_c0 = result(grad_c0_, p.B * p.H);
   }

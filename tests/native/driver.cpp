@@ -563,7 +563,7 @@ void check_shared(int cell) {
   const int64_t bytes = hotloop_packed_bytes(&packed.spec);
   const Block copy(static_cast<size_t>(bytes), 64);  // on another cache line
   memcpy(copy.data(), packed.weights.packed, copy.size());
-  const hotloop_weights copied{nullptr, nullptr, nullptr, nullptr, copy.data()};
+  const hotloop_weights copied{{}, copy.data()};
   Counting counting(true);
   counting.most = 2;
   std::vector<std::thread> threads;
@@ -678,13 +678,13 @@ class Refusals {
     both([](auto& b, auto&) { b.weights = nullptr; }, HOTLOOP_BAD_ARGUMENT, "weights");
     both([](auto& b, auto&) { b.output = nullptr; }, HOTLOOP_BAD_ARGUMENT, "output");
     hotloop_weights weights = call_.weights;
-    for (const void** const weight : {&weights.weight_ih, &weights.weight_hh}) {
+    for (const void** const weight : {&weights.parameters[HOTLOOP_WEIGHT_IH], &weights.parameters[HOTLOOP_WEIGHT_HH]}) {
       const void* const before = std::exchange(*weight, nullptr);
       both([&](auto& b, auto&) { b.weights = &weights; }, HOTLOOP_BAD_ARGUMENT, "weight");
       *weight = before;
     }
     const Array<float> line(16);  // backward needs the weights themselves: packed ones alone do not do
-    weights = {nullptr, nullptr, nullptr, nullptr, line.data()};
+    weights = {{}, line.data()};
     backward([&](auto& b, auto&) { b.weights = &weights; }, HOTLOOP_BAD_ARGUMENT, "weight: packed alone");
     forward([](auto& b, auto&) { b.h_n = nullptr; }, HOTLOOP_BAD_ARGUMENT, "h_n");
     backward([](auto&, auto& g) { g.grad_h0 = nullptr; }, HOTLOOP_BAD_ARGUMENT, "grad_h0");
@@ -837,6 +837,7 @@ class Refusals {
       for (int64_t hotloop_spec::* const size : {&hotloop_spec::input_size, &hotloop_spec::hidden_size}) {
         hotloop_spec spec = good;
         spec.*size = bad;
+        if (size == &hotloop_spec::hidden_size) spec.output_size = bad;
         make(spec, 0, 1, 1, 1, status, "size");
         check(hotloop_packed_bytes(&spec) == -1, what_, "packed weights of a bad spec have -1 bytes");
       }
@@ -961,7 +962,7 @@ class Refusals {
     expect(hotloop_pack(&spec, &weights, odd.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack at an odd address");
     expect(hotloop_pack(&spec, &weights, packed.data(), bytes - 1), HOTLOOP_WORKSPACE_TOO_SMALL,
            what_ + ": pack into less");
-    for (const void** const weight : {&weights.weight_ih, &weights.weight_hh}) {
+    for (const void** const weight : {&weights.parameters[HOTLOOP_WEIGHT_IH], &weights.parameters[HOTLOOP_WEIGHT_HH]}) {
       const void* const before = std::exchange(*weight, nullptr);
       expect(hotloop_pack(&spec, &weights, packed.data(), bytes), HOTLOOP_BAD_ARGUMENT, what_ + ": pack no weights");
       *weight = before;
@@ -971,7 +972,7 @@ class Refusals {
     const auto with = [&](const hotloop_spec& other, const void* block, const char* name) {
       hotloop_plan plan{};
       expect(hotloop_make_plan(&plan, &other, HOTLOOP_TRAINING | HOTLOOP_PACKED, 1, p_.T, p_.B, 1), HOTLOOP_OK, what_);
-      const hotloop_weights given{nullptr, nullptr, nullptr, nullptr, block};
+      const hotloop_weights given{{}, block};
       const auto use = [&](auto& b, auto&) {
         b.weights = &given;
         if (other.cell != spec.cell) {  // what another cell does not have, or has besides
@@ -992,7 +993,7 @@ class Refusals {
     other.input_size = 1;
     with(other, packed.data(), "another input size");
     other = spec;
-    other.hidden_size = 1;
+    other.hidden_size = other.output_size = 1;
     with(other, packed.data(), "another hidden size");
     other = spec;
     other.dtype = HOTLOOP_FLOAT64;

@@ -83,10 +83,10 @@ def gru_backward(r: Any, z: Any, n: Any, q: Any, h_prev: Any, dh: Any) -> Any:
 # so that a step takes two products, the second when r of every unit is known. a_n holds both biases.
 
 
-def gru_reset_before_gates(a_r: Any, a_z: Any, h_prev: Any, sigmoid: Any) -> Any:
+def gru_reset_before_gates(a_r: Any, a_z: Any, operand: Any, sigmoid: Any) -> Any:
     r = sigmoid(a_r)
     z = sigmoid(a_z)
-    reset_h = r * h_prev
+    reset_h = r * operand
     return r, z, reset_h
 
 
@@ -103,10 +103,10 @@ def gru_reset_before_backward(z: Any, n: Any, h_prev: Any, dh: Any) -> Any:
     return da_z, da_n, dh_prev
 
 
-def gru_reset_before_backward_reset(r: Any, h_prev: Any, dreset_h: Any, dh_prev: Any) -> Any:
-    da_r = dreset_h * h_prev * (r * (1 - r))
-    dh_prev = dh_prev + dreset_h * r
-    return da_r, dh_prev
+def gru_reset_before_backward_reset(r: Any, operand: Any, dreset_h: Any) -> Any:
+    da_r = dreset_h * operand * (r * (1 - r))
+    d_operand = dreset_h * r
+    return da_r, d_operand
 
 
 # Steps.
@@ -120,9 +120,9 @@ class Functions(NamedTuple):
     relu: Any
 
 
-# product(operand, first, last): an operand times the weights of gates first ... last-1, and their bias, by gate.
-Product = Callable[[Any, int, int], Sequence[Any]]
-# product_back(da, first): the gradient of that product's operand, from those of its gates.
+# product(operand, stage): an operand times the weights of a stage, and their bias, by gate.
+Product = Callable[[Any, int], Sequence[Any]]
+# product_back(da, stage): the gradient of that product's operand, from those of its gates.
 ProductBack = Callable[[Sequence[Any], int], Any]
 
 
@@ -140,6 +140,7 @@ class Given(NamedTuple):
     saved: Sequence[Any]
     h: Any
     h_prev: Any
+    operand: Any  # h_prev as the first stage multiplies it
     c: Any
     c_prev: Any
 
@@ -148,40 +149,41 @@ class Gradients(NamedTuple):
     """What backward of a step gives."""
 
     x: Sequence[Any]  # of the projected input, by gate
-    operands: Sequence[tuple[Any, Sequence[Any]]]  # of every product: its operand, and the gradients of its gates
-    h_prev: Any  # what reaches the state before without passing a product
+    stages: Sequence[tuple[Any, Sequence[Any]]]  # of every product: its operand, and the gradients of its gates
+    h_prev: Any  # what reaches the state before without passing a product,
+    operand: Any = 0  # and what reaches it through the operand of the first one
     c_prev: Any = None
 
 
 class Step(NamedTuple):
-    """A step of a cell: forward(x, product, h_prev, c_prev, functions) with the projected input by gate, and
-    backward(given, dh, dc, product_back, functions).
+    """A step of a cell: forward(x, product, h_prev, operand, c_prev, functions) with the projected input by gate, and
+    backward(given, dh, dc, product_back, functions). `operand` is h_prev as the first stage multiplies it.
     """
 
-    forward: Callable[[Sequence[Any], Product, Any, Any, Functions], State]
+    forward: Callable[[Sequence[Any], Product, Any, Any, Any, Functions], State]
     backward: Callable[[Given, Any, Any, ProductBack, Functions], Gradients]
 
 
-def _rnn_tanh(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
-    return State((), rnn_tanh_forward(x[0] + product(h_prev, 0, 1)[0], functions.tanh))
+def _rnn_tanh(x: Any, product: Product, h_prev: Any, operand: Any, c_prev: Any, functions: Functions) -> State:
+    return State((), rnn_tanh_forward(x[0] + product(operand, 0)[0], functions.tanh))
 
 
 def _rnn_tanh_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
     da = [rnn_tanh_backward(given.h, dh)]
-    return Gradients(da, [(given.h_prev, da)], 0)
+    return Gradients(da, [(given.operand, da)], 0)
 
 
-def _rnn_relu(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
-    return State((), rnn_relu_forward(x[0] + product(h_prev, 0, 1)[0], functions.relu))
+def _rnn_relu(x: Any, product: Product, h_prev: Any, operand: Any, c_prev: Any, functions: Functions) -> State:
+    return State((), rnn_relu_forward(x[0] + product(operand, 0)[0], functions.relu))
 
 
 def _rnn_relu_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
     da = [rnn_relu_backward(given.h, dh)]
-    return Gradients(da, [(given.h_prev, da)], 0)
+    return Gradients(da, [(given.operand, da)], 0)
 
 
-def _lstm(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
-    a_i, a_f, a_g, a_o = (of_x + of_h for of_x, of_h in zip(x, product(h_prev, 0, 4), strict=True))
+def _lstm(x: Any, product: Product, h_prev: Any, operand: Any, c_prev: Any, functions: Functions) -> State:
+    a_i, a_f, a_g, a_o = (of_x + of_h for of_x, of_h in zip(x, product(operand, 0), strict=True))
     i, f, g, o, c, h = lstm_forward(a_i, a_f, a_g, a_o, c_prev, functions.tanh, functions.sigmoid)
     return State((i, f, g, o), h, c)
 
@@ -189,11 +191,11 @@ def _lstm(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functio
 def _lstm_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
     i, f, g, o = given.saved
     *da, dc_prev = lstm_backward(i, f, g, o, given.c_prev, given.c, dh, dc, functions.tanh)
-    return Gradients(da, [(given.h_prev, da)], 0, dc_prev)
+    return Gradients(da, [(given.operand, da)], 0, c_prev=dc_prev)
 
 
-def _gru(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
-    h_r, h_z, q = product(h_prev, 0, 3)
+def _gru(x: Any, product: Product, h_prev: Any, operand: Any, c_prev: Any, functions: Functions) -> State:
+    h_r, h_z, q = product(operand, 0)
     r, z, n, h = gru_forward(x[0] + h_r, x[1] + h_z, x[2], q, h_prev, functions.tanh, functions.sigmoid)
     return State((r, z, n, q), h)
 
@@ -201,13 +203,13 @@ def _gru(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Function
 def _gru_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
     r, z, n, q = given.saved
     da_r, da_z, dx_n, dq, dh_prev = gru_backward(r, z, n, q, given.h_prev, dh)
-    return Gradients([da_r, da_z, dx_n], [(given.h_prev, [da_r, da_z, dq])], dh_prev)
+    return Gradients([da_r, da_z, dx_n], [(given.operand, [da_r, da_z, dq])], dh_prev)
 
 
-def _gru_reset_before(x: Any, product: Product, h_prev: Any, c_prev: Any, functions: Functions) -> State:
-    h_r, h_z = product(h_prev, 0, 2)
-    r, z, reset_h = gru_reset_before_gates(x[0] + h_r, x[1] + h_z, h_prev, functions.sigmoid)
-    n, h = gru_reset_before_forward(x[2] + product(reset_h, 2, 3)[0], z, h_prev, functions.tanh)
+def _gru_reset_before(x: Any, product: Product, h_prev: Any, operand: Any, c_prev: Any, functions: Functions) -> State:
+    h_r, h_z = product(operand, 0)
+    r, z, reset_h = gru_reset_before_gates(x[0] + h_r, x[1] + h_z, operand, functions.sigmoid)
+    n, h = gru_reset_before_forward(x[2] + product(reset_h, 1)[0], z, h_prev, functions.tanh)
     return State((r, z, n), h)
 
 
@@ -216,8 +218,9 @@ def _gru_reset_before_back(
 ) -> Gradients:
     r, z, n = given.saved
     da_z, da_n, dh_prev = gru_reset_before_backward(z, n, given.h_prev, dh)
-    da_r, dh_prev = gru_reset_before_backward_reset(r, given.h_prev, product_back([da_n], 2), dh_prev)
-    return Gradients([da_r, da_z, da_n], [(given.h_prev, [da_r, da_z]), (r * given.h_prev, [da_n])], dh_prev)
+    da_r, d_operand = gru_reset_before_backward_reset(r, given.operand, product_back([da_n], 1))
+    stages = [(given.operand, [da_r, da_z]), (r * given.operand, [da_n])]
+    return Gradients([da_r, da_z, da_n], stages, dh_prev, d_operand)
 
 
 STEPS = {

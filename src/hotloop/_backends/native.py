@@ -11,7 +11,7 @@ import numpy as np
 
 from .._core import memory
 from .._core.environment import quoted, refuse
-from .._core.types import PARAMETERS, Array, Backward, Forward, Run, Weights
+from .._core.types import Array, Backward, Forward, Run, Weights
 
 try:
     from .._calls import backward as _dense_backward
@@ -86,8 +86,7 @@ def _fail(status: int) -> NoReturn:
 
 def _describe(weights: Weights) -> Any:
     """The struct that points to the parameters, which have to live as long."""
-    of_weights = zip(PARAMETERS, weights.arrays, strict=True)
-    return ffi.new(_WEIGHTS, {name: _from_buffer(array) for name, array in of_weights if array is not None})
+    return ffi.new(_WEIGHTS, ([_NULL if array is None else _from_buffer(array) for array in weights.arrays],))
 
 
 def _spec(weights: Weights) -> Any:
@@ -98,6 +97,7 @@ def _spec(weights: Weights) -> Any:
             "dtype": _DTYPES[weights.dtype],
             "input_size": weights.input_size,
             "hidden_size": weights.hidden_size,
+            "output_size": weights.output_size,
         },
     )
 
@@ -117,7 +117,10 @@ _last_plans: dict[int, Plan] = {}
 
 
 def _plan(weights: Weights, uses: int, count: int, seq_len: int, batch_size: int, threads: int) -> Plan:
-    key = (weights.input_size, weights.hidden_size, weights.cell, weights.dtype, count, seq_len, batch_size, threads)
+    key = (
+        weights.input_size, weights.hidden_size, weights.output_size, weights.cell, weights.dtype, count, seq_len,
+        batch_size, threads,
+    )  # fmt: skip
     plan = _last_plans.get(uses)
     if plan is None or plan.key != key:
         _last_plans[uses] = plan = _make_plan(weights, uses, key)
@@ -127,7 +130,7 @@ def _plan(weights: Weights, uses: int, count: int, seq_len: int, batch_size: int
 
 
 def _make_plan(weights: Weights, uses: int, key: tuple[Any, ...]) -> Plan:
-    count, seq_len, batch_size, threads = key[4:]
+    count, seq_len, batch_size, threads = key[5:]
     if threads > 1:
         threads = min(threads, lib.hotloop_processors())
     struct = ffi.new(_PLAN)
@@ -154,7 +157,7 @@ def _prepared(
     given = (
         (plan, packed, executor), plan.address, weights.arrays if packed is None else packed.address,
         0 if executor is None else _address(executor), *sizes[:2], weights.input_size, weights.hidden_size,
-        batch_first,
+        weights.output_size, batch_first,
     )  # fmt: skip
     size = plan.workspace_bytes
     if size == 0:
@@ -271,7 +274,7 @@ def _backward_uses(args: Backward) -> int:
     uses: int = _BACKWARD
     if args.grad_x is not None:
         uses |= _GRAD_X
-    if args.grad_weight_ih is not None or args.grad_weight_hh is not None:
+    if not args.grad_parameters.keys().isdisjoint(args.forward.cell.weight_names):
         uses |= _GRAD_WEIGHTS
     resets = args.forward.resets
     return uses | _RESET_TO_INITIAL if resets is not None and resets.initial else uses
@@ -288,7 +291,7 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
     for index, args in enumerate(recurrences):
         fill_gradients(
             _address(gradients + index), args.grad_output, args.grad_h_n, args.grad_c_n, args.grad_c, args.grad_x,
-            args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh, args.grad_h0, args.grad_c0,
+            args.grad_h0, args.grad_c0, *map(args.grad_parameters.get, first.cell.names),
         )  # fmt: skip
     given = _NULL if executor is None else executor
     _run(plan, lambda workspace, size: lib.hotloop_backward(plan.struct, buffers, gradients, given, workspace, size))

@@ -73,16 +73,16 @@ class Packed(NamedTuple):
 
 def pack(weights: Weights) -> Packed:
     """Copy the weights, transposed, and add up the biases."""
-    zeros = np.zeros(len(weights.weight_ih), weights.dtype)
-    bias_ih = zeros if weights.bias_ih is None else weights.bias_ih
-    bias_hh = zeros if weights.bias_hh is None else weights.bias_hh
+    named = weights.named
+    zeros = np.zeros(len(named["weight_ih"]), weights.dtype)
+    bias_ih, bias_hh = named.get("bias_ih", zeros), named.get("bias_hh", zeros)
     bias = bias_ih + bias_hh
     apart = _parts(weights.cell) - weights.cell.gates
     if apart:  # h's share of the last gate has a bias of its own
         last = len(zeros) - weights.hidden_size
         bias[last:] = bias_ih[last:]
         bias = np.concatenate((bias, bias_hh[last:]))
-    return Packed(_copy(weights.weight_ih.T), _copy(weights.weight_hh.T), bias)
+    return Packed(_copy(named["weight_ih"].T), _copy(named["weight_hh"].T), bias)
 
 
 def _copy(array: Array) -> Array:
@@ -91,7 +91,7 @@ def _copy(array: Array) -> Array:
 
 def _parts(cell: Cell) -> int:
     """A, the numbers a unit in a row of pre-activations: those of the saved gates, where there are any."""
-    return max(cell.saved, 1)
+    return max(len(cell.saved), 1)
 
 
 def _chunk_rows(args: Forward) -> int:
@@ -155,7 +155,7 @@ def _forward(args: Forward) -> None:
     run = _kernels.kernel(f"forward_{cell.name}", dtype)
     h, nothing = _state(args.h0, args.h_n), np.empty((0, 0), dtype)
     c = nothing if args.c_n is None else _state(args.c0, args.c_n)
-    reset_h = np.empty_like(h) if cell.of_h < cell.gates else nothing
+    reset_h = np.empty_like(h) if len(cell.stages) == 2 else nothing
     chunks = _chunks(args)
     keep_c = args.c is not None
     scratch = np.empty((chunks[0][1] if args.gates is None else 0, batch_size, parts, units), dtype)
@@ -196,9 +196,8 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
 
 def _clear(args: Backward) -> None:
     """The gradients of weights and biases where there is no step."""
-    for gradient in (args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh):
-        if gradient is not None:
-            gradient[...] = 0
+    for gradient in args.grad_parameters.values():
+        gradient[...] = 0
 
 
 class _Sums:
@@ -212,18 +211,18 @@ class _Sums:
         """Add the rows of a chunk: gradients of pre-activations, x, and h before each step."""
         args, cell, units = self._args, self._args.forward.cell, h.shape[1]
         dx_share, last_gate = rows[:, : cell.gates * units], (cell.gates - 1) * units
-        before = cell.of_h < cell.gates
-        if args.grad_weight_ih is not None:
-            self.product(args.grad_weight_ih, dx_share, x)
-        if (grad := args.grad_weight_hh) is not None:
+        before, grads = len(cell.stages) == 2, args.grad_parameters
+        if "weight_ih" in grads:
+            self.product(grads["weight_ih"], dx_share, x)
+        if (grad := grads.get("weight_hh")) is not None:
             if before or _parts(cell) > cell.gates:  # the last gate has another left or right side
                 self.product(grad[:last_gate], rows[:, :last_gate], h)
                 self.product(grad[last_gate:], rows[:, -units:], _rows(reset_h) if before else h)
             else:
                 self.product(grad, rows, h)
-        if args.grad_bias_ih is not None:
-            self.total(args.grad_bias_ih, dx_share)
-        if (grad := args.grad_bias_hh) is not None:
+        if "bias_ih" in grads:
+            self.total(grads["bias_ih"], dx_share)
+        if (grad := grads.get("bias_hh")) is not None:
             self.total(grad[:last_gate], rows[:, :last_gate])
             self.total(grad[last_gate:], rows[:, -units:])
         self._begun = True
@@ -247,10 +246,10 @@ def _backward(args: Backward) -> None:
     fwd, w, cell, dtype = args.forward, args.forward.weights, args.forward.cell, args.forward.weights.dtype
     batch_size, units = fwd.h_n.shape
     parts = _parts(cell)
-    before = cell.of_h < cell.gates  # two products a step
+    before = len(cell.stages) == 2  # products a step
     projected = cell.gates * units
     run = _kernels.kernel(f"backward_{cell.name}", dtype)
-    weight_hh = _dense(w.weight_hh)
+    weight_ih, weight_hh = w.named["weight_ih"], _dense(w.named["weight_hh"])
     dh = _state(args.grad_h_n, fwd.h_n)
     none_2d, none_3d, none_4d = (np.empty((0,) * n, dtype) for n in (2, 3, 4))
     dc = none_2d if args.grad_c0 is None else _state(args.grad_c_n, fwd.h_n)
@@ -278,9 +277,9 @@ def _backward(args: Backward) -> None:
         if args.grad_x is not None:
             grad_x = args.grad_x[span]
             if grad_x.flags.c_contiguous:
-                np.matmul(dx_share, w.weight_ih, out=_rows(grad_x))
+                np.matmul(dx_share, weight_ih, out=_rows(grad_x))
             else:
-                grad_x[...] = (dx_share @ w.weight_ih).reshape(grad_x.shape)
+                grad_x[...] = (dx_share @ weight_ih).reshape(grad_x.shape)
         sums.chunk(rows, _rows(fwd.x[span]), _rows(h_prev), reset_h)
     args.grad_h0[...] = dh
     if args.grad_c0 is not None:
@@ -439,14 +438,14 @@ def _backward_in_runs(args: Backward) -> None:
     units, parts = w.hidden_size, _parts(cell)
     projected = cell.gates * units
     kernel = _kernels.kernel(f"backward_{cell.name}", dtype)
-    weight_hh = _dense(w.weight_hh)
+    weight_ih, weight_hh = w.named["weight_ih"], _dense(w.named["weight_hh"])
     order, chunks = _runs(fwd)
     zeros = np.zeros_like(fwd.h_n)
     dh, dc = _initial(args.grad_h_n, zeros, order), _initial(args.grad_c_n, zeros, order)
     dh_reset, dc_reset = zeros, np.zeros_like(zeros)  # what has come to h0 and c0 from the episodes after
     dreset_h = np.empty_like(dh)
     nothing = np.empty((0, units), dtype)
-    before = cell.of_h < cell.gates
+    before = len(cell.stages) == 2
     sums = _Sums(args)
     if not chunks:
         _clear(args)
@@ -480,7 +479,7 @@ def _backward_in_runs(args: Backward) -> None:
                         of_reset[:active][reset] += gradient[:active][reset]
                     gradient[:active][reset] = 0
         if args.grad_x is not None:
-            args.grad_x[place] = d[:, :projected] @ w.weight_ih
+            args.grad_x[place] = d[:, :projected] @ weight_ih
         sums.chunk(d, fwd.x[place], h_prev, reset_h[:, np.newaxis])
     args.grad_h0[order] = dh + dh_reset
     if args.grad_c0 is not None:

@@ -59,9 +59,17 @@ def relu(a: Array) -> Array:
 FUNCTIONS = cells.Functions(np.tanh, sigmoid, relu)
 
 
-def _rows(weights: Weights, first: int, last: int) -> slice:
-    """Those of gates first ... last-1 in weights and biases."""
-    return slice(first * weights.hidden_size, last * weights.hidden_size)
+def _stages(weights: Weights) -> list[tuple[str, str | None, slice, int]]:
+    """Of each stage: its parameter, the bias, the rows of both, and how many gates they are."""
+    stages, first = [], 0
+    for _, parameter, gates in weights.cell.stages:
+        if parameter != "weight_hh":
+            stages.append((parameter, None, slice(None), gates))
+            continue
+        rows = slice(first * weights.hidden_size, (first + gates) * weights.hidden_size)
+        stages.append((parameter, "bias_hh", rows, gates))
+        first += gates
+    return stages
 
 
 def _active(forward: Forward, step: int) -> Any:
@@ -71,20 +79,18 @@ def _active(forward: Forward, step: int) -> Any:
 
 def _states(forward: Forward) -> tuple[Array, Array, Array, Array]:
     """Return h and c before the first step, and those after a reset."""
-    zeros = np.zeros_like(forward.h_n)
-    h0 = zeros if forward.h0 is None else forward.h0
-    c0 = zeros if forward.c0 is None else forward.c0
+    rows, weights = len(forward.h_n), forward.weights
+    h0, c0 = (
+        np.zeros((rows, size), weights.dtype) if state is None else state
+        for state, size in ((forward.h0, weights.output_size), (forward.c0, weights.hidden_size))
+    )
     initial = forward.resets is not None and forward.resets.initial
-    return h0, c0, h0 if initial else zeros, c0 if initial else zeros
+    return h0, c0, h0 if initial else np.zeros_like(h0), c0 if initial else np.zeros_like(c0)
 
 
 def _resets(forward: Forward, place: Any) -> Any:
     """Whether the state is reset before the step at `place`, [rows, 1]."""
     return None if forward.resets is None else forward.resets.at[place][:, np.newaxis]
-
-
-def _bias(bias: Array | None) -> Any:
-    return 0 if bias is None else bias
 
 
 def forward(recurrences: Sequence[Forward], threads: int, executor: Any = None) -> None:
@@ -94,14 +100,16 @@ def forward(recurrences: Sequence[Forward], threads: int, executor: Any = None) 
 
 
 def _forward(args: Forward) -> None:
-    w, cell_step = args.weights, cells.STEPS[args.cell.name]
+    w, cell_step, stages = args.weights.named, cells.STEPS[args.cell.name], _stages(args.weights)
     h0, c0, h_reset, c_reset = _states(args)
     h_n, c_n = h0.copy(), c0.copy()  # of every row after its last step so far
 
-    def product(operand: Array, first: int, last: int) -> list[Array]:
-        rows = _rows(w, first, last)
-        share = operand @ w.weight_hh[rows].T + _bias(None if w.bias_hh is None else w.bias_hh[rows])
-        return np.split(share, last - first, axis=1)
+    def product(operand: Array, stage: int) -> list[Array]:
+        name, bias, rows, gates = stages[stage]
+        share = operand @ w[name][rows].T
+        if bias in w:
+            share = share + w[bias][rows]
+        return np.split(share, gates, axis=1)
 
     for sequence in (args.output, args.c):
         if sequence is not None and args.ragged is not None:
@@ -112,9 +120,9 @@ def _forward(args: Forward) -> None:
         h, c = h_n[rows], c_n[rows]
         if (reset := _resets(args, place)) is not None:
             h, c = np.where(reset, h_reset[rows], h), np.where(reset, c_reset[rows], c)
-        x_share = args.x[place] @ w.weight_ih.T + _bias(w.bias_ih)  # [B, G*H]
+        x_share = args.x[place] @ w["weight_ih"].T + w.get("bias_ih", 0)  # [B, G*H]
         x_shares = np.split(x_share, args.cell.gates, axis=1)
-        saved, h, c = cell_step.forward(x_shares, product, h, c, FUNCTIONS)
+        saved, h, c = cell_step.forward(x_shares, product, h, h, c, FUNCTIONS)
         if c is not None:
             c_n[rows] = c
             if args.c is not None:
@@ -135,22 +143,23 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
 
 
 def _backward(args: Backward) -> None:
-    fwd, w, cell = args.forward, args.forward.weights, args.forward.cell
-    cell_step = cells.STEPS[cell.name]
-    wanted = (args.grad_x, args.grad_weight_ih, args.grad_weight_hh, args.grad_bias_ih, args.grad_bias_hh)
-    for gradient in wanted:
-        if gradient is not None:
-            gradient[...] = 0
+    fwd, w, stages = args.forward, args.forward.weights.named, _stages(args.forward.weights)
+    cell_step = cells.STEPS[fwd.cell.name]
+    for gradient in args.grad_parameters.values():
+        gradient[...] = 0
+    if args.grad_x is not None:
+        args.grad_x[...] = 0  # the padding
 
-    def product_back(da: Sequence[Array], first: int) -> Array:
-        return np.asarray(np.concatenate(da, axis=1) @ w.weight_hh[_rows(w, first, first + len(da))])
+    def product_back(da: Sequence[Array], stage: int) -> Array:
+        name, _, rows, _ = stages[stage]
+        return np.asarray(np.concatenate(da, axis=1) @ w[name][rows])
 
     h0, c0, h_reset, c_reset = _states(fwd)
     # Of every row, the gradients of its state before the last step that is not done yet...
     dh_all = np.zeros_like(fwd.h_n) if args.grad_h_n is None else args.grad_h_n.copy()
-    dc_all = np.zeros_like(fwd.h_n) if args.grad_c_n is None else args.grad_c_n.copy()
+    dc_all = np.zeros_like(c0) if args.grad_c_n is None else args.grad_c_n.copy()
     # ...and, where resets put h0 and c0 in its place, what has come from the episodes after it.
-    dh_reset, dc_reset = np.zeros_like(fwd.h_n), np.zeros_like(fwd.h_n)
+    dh_reset, dc_reset = np.zeros_like(h0), np.zeros_like(c0)
     for step in range(fwd.steps - 1, -1, -1):
         rows = _active(fwd, step)
         place = fwd.place(rows, step)
@@ -166,10 +175,10 @@ def _backward(args: Backward) -> None:
         saved, c, c_prev = _saved(fwd, place, before, c0[rows])
         if reset is not None and c_prev is not None:
             c_prev = np.where(reset, c_reset[rows], c_prev)
-        found = cell_step.backward(cells.Given(saved, h, h_prev, c, c_prev), dh, dc, product_back, FUNCTIONS)
-        dh = product_back(found.operands[0][1], 0) + found.h_prev
+        found = cell_step.backward(cells.Given(saved, h, h_prev, h_prev, c, c_prev), dh, dc, product_back, FUNCTIONS)
+        dh = product_back(found.stages[0][1], 0) + found.operand + found.h_prev
         dc = dc if found.c_prev is None else found.c_prev
-        _add_products(args, place, np.concatenate(found.x, axis=1), found.operands)
+        _add_products(args, place, np.concatenate(found.x, axis=1), found.stages)
         if reset is not None:
             if fwd.resets is not None and fwd.resets.initial:
                 dh_reset[rows] += np.where(reset, dh, 0)
@@ -183,7 +192,7 @@ def _backward(args: Backward) -> None:
 
 def _saved(fwd: Forward, place: Any, before: Any, c0: Array) -> tuple[list[Array], Array | None, Array | None]:
     """What forward saved of a step by name: the arrays of `gates`, c, and c of the step before."""
-    size = fwd.cell.saved
+    size = len(fwd.cell.saved)
     saved = [] if fwd.gates is None or size == 0 else np.split(fwd.gates[place], size, axis=1)
     if fwd.c is None or not fwd.cell.has_c:
         return saved, None, None
@@ -191,20 +200,19 @@ def _saved(fwd: Forward, place: Any, before: Any, c0: Array) -> tuple[list[Array
 
 
 def _add_products(
-    args: Backward, place: Any, dx_share: Array, operands: Sequence[tuple[Array, Sequence[Array]]]
+    args: Backward, place: Any, dx_share: Array, products: Sequence[tuple[Array, Sequence[Array]]]
 ) -> None:
     """The gradients of x at a step, and what the step adds to those of weights and biases."""
-    w, x, first = args.forward.weights, args.forward.x, 0
+    weights, x, grads = args.forward.weights, args.forward.x, args.grad_parameters
     if args.grad_x is not None:
-        args.grad_x[place] = dx_share @ w.weight_ih
-    if args.grad_weight_ih is not None:
-        args.grad_weight_ih += dx_share.T @ x[place]
-    if args.grad_bias_ih is not None:
-        args.grad_bias_ih += dx_share.sum(axis=0)
-    for operand, da in operands:
-        rows, share = _rows(w, first, first + len(da)), np.concatenate(da, axis=1)
-        first += len(da)
-        if args.grad_weight_hh is not None:
-            args.grad_weight_hh[rows] += share.T @ operand
-        if args.grad_bias_hh is not None:
-            args.grad_bias_hh[rows] += share.sum(axis=0)
+        args.grad_x[place] = dx_share @ weights.named["weight_ih"]
+    if "weight_ih" in grads:
+        grads["weight_ih"] += dx_share.T @ x[place]
+    if "bias_ih" in grads:
+        grads["bias_ih"] += dx_share.sum(axis=0)
+    for (name, bias, rows, _), (operand, da) in zip(_stages(weights), products, strict=True):
+        share = np.concatenate(da, axis=1)
+        if name in grads:
+            grads[name][rows] += share.T @ operand
+        if bias in grads:
+            grads[bias][rows] += share.sum(axis=0)

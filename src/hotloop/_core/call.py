@@ -22,6 +22,7 @@ from .checks import (
     check_return_states,
     check_size,
     check_state,
+    width_rule,
 )
 from .stack import Drop, Wanted, run_backward, run_forward
 from .types import (
@@ -45,7 +46,9 @@ _FEW = 1 << 13
 class Stack:
     """The recurrences of a call, by layer and direction, and what is kept for the next call of the same sizes."""
 
-    __slots__ = ("_packed", "cell", "directions", "dtype", "layers", "plans", "reverse", "stacked", "weights")
+    __slots__ = (
+        "_packed", "cell", "directions", "dtype", "layers", "plans", "reverse", "stacked", "weight_names", "weights",
+    )  # fmt: skip
 
     def __init__(self, weights: list[list[Weights]], *, stacked: bool, reverse: bool = False) -> None:
         """`stacked`: states are [layers*directions, B, H] and weights are kept packed; or else they are those of one
@@ -54,6 +57,7 @@ class Stack:
         first = weights[0][0]
         self.weights = weights
         self.cell, self.dtype = first.cell, first.dtype
+        self.weight_names = frozenset(first.cell.weight_names)
         self.layers, self.directions = len(weights), len(weights[0])
         self.stacked, self.reverse = stacked, reverse
         self.plans: list[_Planned | None] = [None, None]  # the last one for inference, and for training
@@ -64,14 +68,21 @@ class Stack:
         """What the shape of states begins with."""
         return (self.layers * self.directions,) if self.stacked else ()
 
-    @property
-    def state_rule(self) -> str:
-        return LAYERS_STATE_RULE if self.stacked else STATE_RULE
+    def size(self, *, of_c: bool = False) -> int:
+        """Features of h, or of c, in each direction."""
+        first = self.weights[0][0]
+        return first.hidden_size if of_c else first.output_size
 
-    @property
-    def features(self) -> str:
-        """The last size of the output, in words."""
-        return "2*hidden_size" if self.directions == 2 else "hidden_size"
+    def size_rule(self, *, of_c: bool = False) -> str:
+        """The same in words."""
+        return "hidden_size" if of_c else width_rule(self.cell)
+
+    def state_rule(self, *, of_c: bool = False) -> str:
+        return (LAYERS_STATE_RULE if self.stacked else STATE_RULE).replace("hidden_size", self.size_rule(of_c=of_c))
+
+    def features(self, *, of_c: bool = False) -> str:
+        """The last size of the output, or of c of every step, in words."""
+        return ("2*" if self.directions == 2 else "") + self.size_rule(of_c=of_c)
 
     def packed(self, backend: Backend) -> list[list[Any]]:
         """The weights as the backend's inference reads them, packed at the first call."""
@@ -92,6 +103,8 @@ class _Planned(NamedTuple):
     x_shape: tuple[int, ...]  # as the caller has it, as all shapes here
     output: tuple[int, ...]
     states: tuple[int, ...]
+    c_states: tuple[int, ...] | None  # the same of c, where the cell has one
+    saved_shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]  # of gates and c in training
     run: Run | None  # a call of one recurrence without lengths, where the backend prepares such
     empty: Callable[..., Array]  # for what grows with seq_len
     sizes: _Sizes
@@ -103,14 +116,14 @@ class _Sizes(NamedTuple):
     layout: Layout
     seq_len: int
     batch_size: int
-    hidden_size: int  # of the output: of both directions
+    width: int  # of the output: of both directions
     threads: int
     few: bool  # elements, of x and of the output: an x that is not contiguous is copied
 
     @property
     def sequence(self) -> tuple[int, int, int]:
         """The shape of the output, [T, B, *]."""
-        return self.seq_len, self.batch_size, self.hidden_size
+        return self.seq_len, self.batch_size, self.width
 
 
 def _plan(stack: Stack, x: Any, batch_first: Any, flat: bool, threads: Any, training: bool) -> tuple[Array, _Planned]:
@@ -120,8 +133,7 @@ def _plan(stack: Stack, x: Any, batch_first: Any, flat: bool, threads: Any, trai
     layout, seq_len, batch_size = check_layout(x, first.input_size, batch_first=batch_first, flat=flat)
     check_size(first, seq_len, batch_size, training)
     count, now = settings.threads_of(threads), settings.current
-    backend, hidden_size = settings.active(), first.hidden_size
-    states = (*stack.lead, hidden_size) if layout.unbatched else (*stack.lead, batch_size, hidden_size)
+    backend, rows = settings.active(), stack.lead if layout.unbatched else (*stack.lead, batch_size)
     run = None
     if stack.layers == directions == 1 and not flat and not stack.reverse:
         packed = stack.packed(backend)[0][0] if stack.stacked and not training else None
@@ -129,10 +141,12 @@ def _plan(stack: Stack, x: Any, batch_first: Any, flat: bool, threads: Any, trai
             first, packed, seq_len=seq_len, batch_size=batch_size, batch_first=layout.batch_first, training=training,
             threads=count,
         )  # fmt: skip
-    width = directions * hidden_size
+    width = directions * first.output_size
     few = x.size < _FEW and seq_len * batch_size * width < _FEW
     planned = _Planned(
-        now, threads, batch_first, flat, x.shape, layout.shape(seq_len, batch_size, width), states, run,
+        now, threads, batch_first, flat, x.shape, layout.shape(seq_len, batch_size, width),
+        (*rows, first.output_size), (*rows, first.hidden_size) if stack.cell.has_c else None,
+        stack.cell.saved_shapes(seq_len, batch_size, hidden_size=first.hidden_size), run,
         np.empty if few else memory.empty, _Sizes(layout, seq_len, batch_size, width, count, few),
     )  # fmt: skip
     stack.plans[training] = planned
@@ -159,9 +173,8 @@ class Saved(NamedTuple):
         assert x is not None
         assert output is not None
         weights, layout = self.stack.weights[0][0], self.planned.sizes.layout
-        shape = self.batch_size, weights.hidden_size
-        h_n = np.empty(shape, weights.dtype)
-        h0, c0 = (state if state is None else state.reshape(shape) for state in (h0, c0))
+        h_n = np.empty((self.batch_size, weights.output_size), weights.dtype)
+        h0, c0 = (state if state is None else state.reshape(self.batch_size, -1) for state in (h0, c0))
         return [[
             Forward(
                 weights, None, False, layout.time_major(x), h0, c0, layout.time_major(output), h_n, None, gates, c,
@@ -179,17 +192,17 @@ def run(
     return_states: Any, threads: Any, out: Any, training: bool, drop: Drop | None, parameters: Sequence[Any],
 ) -> Results:  # fmt: skip
     """Check the arguments of a call, run it and return its results. `parameters` are those that `out` must lie apart
-    from, in the order of PARAMETERS, as the caller has them.
+    from, in the order of the cell's table, as the caller has them.
     """
     given, dtype, planned = x, stack.dtype, stack.plans[training]
     if planned is not None:
-        before, of_threads, first, flat, x_shape, of_output, states, prepared, empty, _ = planned
+        before, of_threads, first, flat, x_shape, of_output, states, c_states, saved_shapes, prepared, empty, _ = planned
     if (
         planned is None or not plain(x, dtype, x_shape) or before is not settings.current
         or of_threads is not threads or first is not batch_first or flat is not (offsets is not None)
     ):  # fmt: skip
         x, planned = _plan(stack, x, batch_first, offsets is not None, threads, training)
-        *_, of_output, states, prepared, empty, sizes = planned
+        *_, of_output, states, c_states, saved_shapes, prepared, empty, sizes = planned
         if not x.flags.c_contiguous:
             if sizes.few:
                 x = np.ascontiguousarray(x)
@@ -205,7 +218,7 @@ def run(
     given_h0, given_c0 = h0, c0
     if h0 is not None and (training or not plain(h0, dtype, states)):
         h0 = _state(stack, planned, "h0", h0, planned.sizes.batch_size, copy=training)
-    if c0 is not None and (training or not plain(c0, dtype, states)):
+    if c0 is not None and (training or c_states is None or not plain(c0, dtype, c_states)):
         c0 = _state(stack, planned, "c0", c0, planned.sizes.batch_size, copy=training)
     marks = None if resets is None else _dense_resets(planned, x, resets, copy=training)
     if out is None:
@@ -215,12 +228,12 @@ def run(
     else:
         output = _dense_out(stack, planned, out, given, given_h0, given_c0, resets, parameters)
     h_n = np.empty(states, dtype)
-    c_n = np.empty(states, dtype) if stack.cell.has_c else None
+    c_n = None if c_states is None else np.empty(c_states, dtype)
     gates = c = saved = None
     if training:
-        rows, cell, hidden_size = (planned.sizes.seq_len, planned.sizes.batch_size), stack.cell, states[-1]
-        gates = empty((*rows, cell.saved * hidden_size), dtype) if cell.saved else None
-        c = empty((*rows, hidden_size), dtype) if cell.has_c else None
+        gates_shape, c_shape = saved_shapes
+        gates = None if gates_shape is None else empty(gates_shape, dtype)
+        c = None if c_shape is None else empty(c_shape, dtype)
         saved = Saved(stack, planned, planned.sizes.batch_size, None, (x, h0, c0, output, gates, c, marks), None)
     prepared(x, h0, c0, output, h_n, c_n, gates, c, marks)
     if out is not None and output is not out:
@@ -257,8 +270,9 @@ def _dense_out(
 
 def _state(stack: Stack, planned: _Planned, name: str, state: Any, batch_size: int, *, copy: bool = False) -> Any:
     """A state, [*, B, H], checked and contiguous."""
-    shape = (*stack.lead, batch_size, planned.states[-1])
-    return check_state(name, state, stack.state_rule, shape, stack.dtype, planned.sizes.layout.unbatched, copy)
+    of_c = "c" in name
+    shape, rule = (*stack.lead, batch_size, stack.size(of_c=of_c)), stack.state_rule(of_c=of_c)
+    return check_state(name, state, rule, shape, stack.dtype, planned.sizes.layout.unbatched, copy)
 
 
 def _check_out(
@@ -266,10 +280,10 @@ def _check_out(
 ) -> tuple[Array, Array]:
     """`out`, and where backends write, [T, B, *], which may be other memory; see `check_output`."""
     layout = planned.sizes.layout
-    names = ("x", "h0", "c0", "resets", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    names = ("x", "h0", "c0", "resets", *stack.cell.names)
     inputs = dict(zip(names, (x, h0, c0, resets, *parameters), strict=False))
     shape = planned.sizes.sequence
-    return check_output(out, layout, shape, stack.features, stack.dtype, inputs)
+    return check_output(out, layout, shape, stack.features(), stack.dtype, inputs)
 
 
 def _run(
@@ -298,10 +312,11 @@ def _run(
         output, last = make_output(layout, shape, dtype)
     else:
         output, last = _check_out(stack, planned, out, given, *given_states, resets, parameters)
-    c, last_c = make_output(layout, shape, dtype) if every_c else (None, None)
-    states = (stack.layers * stack.directions, batch_size, planned.states[-1])
-    h_n = np.empty(states, dtype)
-    c_n = np.empty(states, dtype) if cell.has_c else None
+    of_c = *shape[:2], stack.directions * stack.size(of_c=True)
+    c, last_c = make_output(layout, of_c, dtype) if every_c else (None, None)
+    rows = stack.layers * stack.directions, batch_size
+    h_n = np.empty((*rows, stack.size()), dtype)
+    c_n = np.empty((*rows, stack.size(of_c=True)), dtype) if cell.has_c else None
     if not stack.stacked:
         h0, c0 = (state if state is None else state[np.newaxis] for state in (h0, c0))
     backend = planned.settings.backend
@@ -346,21 +361,21 @@ def backward(saved: Saved, upstream: Upstream, x_wanted: bool, states_wanted: bo
         layout, seq_len, batch_size, _, threads, _ = planned.sizes
         prepared = backend.prepare_backward(
             weights, seq_len=seq_len, batch_size=batch_size, batch_first=layout.batch_first, x_wanted=x_wanted,
-            weights_wanted="weight_ih" in names or "weight_hh" in names, threads=threads,
+            weights_wanted=not stack.weight_names.isdisjoint(names), threads=threads,
         )  # fmt: skip
         if prepared is not None:
             return _dense_backward(saved, prepared, upstream, x_wanted, states_wanted, names)
-    dtype, layout, hidden_size = stack.dtype, planned.sizes.layout, planned.states[-1]
-    shape = planned.sizes.sequence
-    grad_output = check_grad_sequence("grad_output", upstream.output, layout, shape, stack.features, dtype)
-    grad_c = check_grad_sequence("grad_c", upstream.c, layout, shape, stack.features, dtype)
+    dtype, layout, shape = stack.dtype, planned.sizes.layout, planned.sizes.sequence
+    grad_output = check_grad_sequence("grad_output", upstream.output, layout, shape, stack.features(), dtype)
+    of_c = *shape[:2], stack.directions * stack.size(of_c=True)
+    grad_c = check_grad_sequence("grad_c", upstream.c, layout, of_c, stack.features(of_c=True), dtype)
     grad_h_n = _state(stack, planned, "grad_h_n", upstream.h_n, saved.batch_size)
     grad_c_n = _state(stack, planned, "grad_c_n", upstream.c_n, saved.batch_size)
     if not stack.stacked:
         grad_h_n, grad_c_n = (state if state is None else state[np.newaxis] for state in (grad_h_n, grad_c_n))
-    states = (stack.layers * stack.directions, saved.batch_size, hidden_size)
-    grad_h0 = np.empty(states, dtype)
-    grad_c0 = np.empty(states, dtype) if stack.cell.has_c else None
+    rows = stack.layers * stack.directions, saved.batch_size
+    grad_h0 = np.empty((*rows, stack.size()), dtype)
+    grad_c0 = np.empty((*rows, stack.size(of_c=True)), dtype) if stack.cell.has_c else None
     backend = planned.settings.backend
     assert backend is not None
     grad_x, parameters = run_backward(
@@ -379,32 +394,26 @@ def _dense_backward(
 ) -> Downstream:
     """Backward of a prepared call, in the caller's layout: arrays lie as results do."""
     stack, planned = saved.stack, saved.planned
-    dtype, states = stack.dtype, planned.states
+    dtype, states, c_states = stack.dtype, planned.states, planned.c_states
     grad_output, grad_h_n, grad_c_n = upstream.output, upstream.h_n, upstream.c_n
     if grad_output is not None and not plain(grad_output, dtype, planned.output):
         shape = planned.sizes.sequence
         layout = planned.sizes.layout
-        checked = check_grad_sequence("grad_output", grad_output, layout, shape, stack.features, dtype)
+        checked = check_grad_sequence("grad_output", grad_output, layout, shape, stack.features(), dtype)
         assert checked is not None
         grad_output = np.ascontiguousarray(layout.outer(checked))
     if grad_h_n is not None and not plain(grad_h_n, dtype, states):
         grad_h_n = _state(stack, planned, "grad_h_n", grad_h_n, planned.sizes.batch_size)
-    if grad_c_n is not None and not plain(grad_c_n, dtype, states):
+    if grad_c_n is not None and (c_states is None or not plain(grad_c_n, dtype, c_states)):
         grad_c_n = _state(stack, planned, "grad_c_n", grad_c_n, planned.sizes.batch_size)
     assert saved.arrays is not None
     weights = stack.weights[0][0]
-    grads: dict[str, Array] = {}
-    for name in names:
-        parameter = getattr(weights, name)
-        if parameter is not None:
-            grads[name] = np.empty(parameter.shape, dtype)
+    grads = {name: np.empty(array.shape, dtype) for name, array in weights.named.items() if name in names}
     grad_x = planned.empty(planned.x_shape, dtype) if x_wanted else None
     grad_h0 = np.empty(states, dtype)
-    grad_c0 = np.empty(states, dtype) if stack.cell.has_c else None
-    get = grads.get
+    grad_c0 = None if c_states is None else np.empty(c_states, dtype)
     prepared(
-        *saved.arrays, grad_output, grad_h_n, grad_c_n, grad_x, get("weight_ih"), get("weight_hh"), get("bias_ih"),
-        get("bias_hh"), grad_h0, grad_c0,
+        *saved.arrays, grad_output, grad_h_n, grad_c_n, grad_x, grad_h0, grad_c0, *map(grads.get, stack.cell.names)
     )  # fmt: skip
     if not states_wanted:
         return Downstream(grad_x, None, None, [[grads]])

@@ -26,6 +26,7 @@ from .types import (
     Array,
     Cell,
     Layout,
+    Parameter,
     Ragged,
     Resets,
     Weights,
@@ -43,49 +44,67 @@ def gru_cell(reset_after: bool) -> Cell:
     return GRU if check_flag("reset_after", reset_after) else GRU_RESET_BEFORE
 
 
-def check_weights(cell: Cell, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Weights:
-    weight_ih = as_array("weight_ih", weight_ih)
+def check_weights(cell: Cell, *arrays: Any) -> Weights:
+    """The parameters of a recurrence, in the order of the cell's table; biases may be None."""
+    given = dict(zip(cell.names, arrays, strict=True))
+    weight_ih = as_array("weight_ih", given["weight_ih"])
     dtype, gates = weight_ih.dtype, cell.gates
     if weight_ih.ndim != 2:
-        raise _other_dimensions("weight_ih", weight_ih, cell, "input_size")
+        raise _other_dimensions("weight_ih", weight_ih, f"{_rows(cell)}, input_size")
     rows, input_size = weight_ih.shape
-    hidden_size = rows // gates
-    if not plain(weight_hh, dtype, (rows, hidden_size)):
-        weight_hh = as_array("weight_hh", weight_hh, dtype)
-        if weight_hh.ndim != 2:
-            raise _other_dimensions("weight_hh", weight_hh, cell, "hidden_size")
+    hidden_size = output_size = rows // gates
+    if "weight_hr" in given:
+        weight_hr = as_array("weight_hr", given["weight_hr"], dtype)
+        if weight_hr.ndim != 2:
+            raise _other_dimensions("weight_hr", weight_hr, "proj_size, hidden_size")
+        output_size = len(weight_hr)
+    if not plain(given["weight_hh"], dtype, (rows, output_size)):
+        given["weight_hh"] = as_array("weight_hh", given["weight_hh"], dtype)
+        if given["weight_hh"].ndim != 2:
+            raise _other_dimensions("weight_hh", given["weight_hh"], f"{_rows(cell)}, {width_rule(cell)}")
     if rows % gates:
         raise ValueError(
             f"weight_ih: expected shape ({_rows(cell)}, input_size), a multiple of {gates}, got {weight_ih.shape}"
         )
     if rows < 1 or input_size < 1:
         raise ValueError(f"weight_ih: expected hidden_size >= 1 and input_size >= 1, got shape {weight_ih.shape}")
-    if weight_hh.shape != (rows, hidden_size):
-        raise unexpected("weight_hh", weight_hh, f"({_rows(cell)}, hidden_size)", (rows, hidden_size))
-    if bias_ih is not None and not plain(bias_ih, dtype, (rows,)):
-        bias_ih = _check_bias("bias_ih", bias_ih, cell, rows, dtype)
-    if bias_hh is not None and not plain(bias_hh, dtype, (rows,)):
-        bias_hh = _check_bias("bias_hh", bias_hh, cell, rows, dtype)
-    return Weights(
-        cell, dtype, input_size, hidden_size, np.ascontiguousarray(weight_ih), np.ascontiguousarray(weight_hh), bias_ih,
-        bias_hh,
-    )  # fmt: skip
+    if output_size < 1:
+        raise ValueError(f"weight_hr: expected proj_size >= 1, got shape {weight_hr.shape}")
+    given["weight_ih"] = weight_ih
+    checked: list[Array | None] = []
+    for parameter in cell.parameters:
+        array, shape = given[parameter.name], parameter.shape(cell, input_size, hidden_size, output_size)
+        if array is not None or parameter.operand is not None:
+            if not plain(array, dtype, shape):
+                array = as_array(parameter.name, array, dtype)
+                if array.shape != shape:
+                    raise unexpected(parameter.name, array, _rule(cell, parameter), shape)
+                array = np.ascontiguousarray(array)
+        checked.append(array)
+    return Weights(cell, dtype, input_size, hidden_size, output_size, tuple(checked))
 
 
-def _other_dimensions(name: str, weight: Array, cell: Cell, columns: str) -> ValueError:
-    return ValueError(f"{name}: expected 2 dimensions ({_rows(cell)}, {columns}), got {weight.ndim} {weight.shape}")
-
-
-def _check_bias(name: str, bias: Any, cell: Cell, rows: int, dtype: np.dtype[Any]) -> Array:
-    bias = as_array(name, bias, dtype)
-    if bias.shape != (rows,):
-        raise unexpected(name, bias, f"({_rows(cell)},)", (rows,))
-    return np.ascontiguousarray(bias)
+def _other_dimensions(name: str, weight: Array, rule: str) -> ValueError:
+    return ValueError(f"{name}: expected 2 dimensions ({rule}), got {weight.ndim} {weight.shape}")
 
 
 def _rows(cell: Cell) -> str:
     """The rows of weights, in words."""
     return f"{cell.gates}*hidden_size" if cell.gates > 1 else "hidden_size"
+
+
+def width_rule(cell: Cell) -> str:
+    """The size of h, in words."""
+    return "proj_size" if "weight_hr" in cell.names else "hidden_size"
+
+
+def _rule(cell: Cell, parameter: Parameter) -> str:
+    """The shape of a parameter, in words."""
+    if parameter.operand is None:
+        return f"({_rows(cell)},)"
+    if parameter.operand == "hidden":
+        return f"({width_rule(cell)}, hidden_size)"
+    return f"({_rows(cell)}, {'input_size' if parameter.operand == 'x' else width_rule(cell)})"
 
 
 def check_integer(name: str, value: Any, least: int) -> int:
@@ -208,7 +227,7 @@ def check_size(weights: Weights, seq_len: int, batch_size: int, training: bool) 
     """Results whose byte count overflows are refused before NumPy, or a kernel, has to count them."""
     size = seq_len * batch_size * weights.hidden_size * weights.dtype.itemsize
     if training:
-        size *= max(weights.cell.saved, 1)
+        size *= max(len(weights.cell.saved), 1)
     if size > MOST_BYTES:
         raise MemoryError(
             f"x: expected sizes whose results have at most {MOST_BYTES} bytes, "

@@ -14,7 +14,6 @@ import numpy as np
 
 from . import memory
 from .types import (
-    PARAMETERS,
     Array,
     Backend,
     Backward,
@@ -26,18 +25,18 @@ from .types import (
 )
 
 Drop = Callable[[int, Array, Array], Array]  # (layer, its output, out): what the next layer is given of it, in out
-Wanted = Sequence[Sequence[Sequence[str]]]  # by layer and direction: those of PARAMETERS
+Wanted = Sequence[Sequence[Sequence[str]]]  # by layer and direction: names of parameters
 
 
 def _like(sequence: Array) -> Array:
     return memory.empty(sequence.shape, sequence.dtype)
 
 
-def halves(directions: int, hidden_size: int, sequence: Array | None) -> list[Any]:
+def halves(directions: int, size: int, sequence: Array | None) -> list[Any]:
     """The columns of each direction."""
     if sequence is None or directions == 1:
         return [sequence] * directions
-    return [sequence[:, :, :hidden_size], sequence[:, :, hidden_size:]]
+    return [sequence[:, :, :size], sequence[:, :, size:]]
 
 
 def make_forward(
@@ -60,11 +59,10 @@ def make_forward(
     """
     if not training:
         return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, c, ragged, resets)
-    cell, dtype = weights.cell, weights.dtype
-    seq_len, batch_size, hidden_size = output.shape
-    gates = memory.empty((seq_len, batch_size, cell.saved * hidden_size), dtype) if cell.saved else None
-    if c is None and cell.has_c:
-        c = memory.empty((seq_len, batch_size, hidden_size), dtype)
+    gates_shape, c_shape = weights.cell.saved_shapes(*output.shape[:2], hidden_size=weights.hidden_size)
+    gates = None if gates_shape is None else memory.empty(gates_shape, weights.dtype)
+    if c is None and c_shape is not None:
+        c = memory.empty(c_shape, weights.dtype)
     return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, gates, c, ragged, resets)
 
 
@@ -80,18 +78,16 @@ def make_backward(
     grad_c: Array | None = None,
 ) -> Backward:
     """A backend's arguments out of checked ones; allocates the gradients of those parameters that are wanted."""
-    weights = forward.weights
-    bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
+    parameters = {
+        name: np.empty_like(array) for name, array in forward.weights.named.items() if name in wanted
+    }  # fmt: skip
     return Backward(
         forward,
         grad_output,
         grad_h_n,
         grad_c_n,
         grad_x,
-        np.empty_like(weights.weight_ih) if "weight_ih" in wanted else None,
-        np.empty_like(weights.weight_hh) if "weight_hh" in wanted else None,
-        np.empty_like(bias_ih) if bias_ih is not None and "bias_ih" in wanted else None,
-        np.empty_like(bias_hh) if bias_hh is not None and "bias_hh" in wanted else None,
+        parameters,
         grad_h0,
         grad_c0,
         grad_c,
@@ -128,10 +124,10 @@ def run_forward(
     below = x
     for layer, of_layer in enumerate(weights):
         top, directions = layer == len(weights) - 1, len(of_layer)
-        hidden_size, seq_len, batch_size = of_layer[0].hidden_size, *x.shape[:2]
-        sequence = output if top else memory.empty((seq_len, batch_size, directions * hidden_size), output.dtype)
-        of_output = halves(directions, hidden_size, sequence)
-        of_c = halves(directions, hidden_size, c if top else None)
+        output_size, seq_len, batch_size = of_layer[0].output_size, *x.shape[:2]
+        sequence = output if top else memory.empty((seq_len, batch_size, directions * output_size), output.dtype)
+        of_output = halves(directions, output_size, sequence)
+        of_c = halves(directions, of_layer[0].hidden_size, c if top else None)
         calls = []
         for direction, half in enumerate(of_layer):
             index = layer * directions + direction
@@ -175,7 +171,7 @@ def run_backward(
     the parameters that are wanted, by layer and direction.
     """
     layers, directions = len(recurrences), len(recurrences[0])
-    hidden_size, dtype = grad_h0.shape[-1], grad_h0.dtype
+    sizes, dtype = recurrences[0][0].weights, grad_h0.dtype
     # Below the lowest layer of which something is wanted there is nothing to do.
     lowest = 0
     if not (x_wanted or states_wanted):
@@ -186,7 +182,8 @@ def run_backward(
         x = recurrences[layer][0].x
         if layer and drop is not None:
             x = drop(layer - 1, x, _like(x))
-        of_grad, of_grad_c = halves(directions, hidden_size, grad), halves(directions, hidden_size, grad_c)
+        of_grad = halves(directions, sizes.output_size, grad)
+        of_grad_c = halves(directions, sizes.hidden_size, grad_c)
         calls, grads_x = [], []
         for direction, forward in enumerate(recurrences[layer]):
             index = layer * directions + direction
@@ -210,9 +207,7 @@ def run_backward(
         backend.backward(calls, threads, executor)
         grad_c = None  # it is the last layer's
         for direction, call in enumerate(calls):
-            for name in PARAMETERS:
-                if name in wanted[layer][direction]:
-                    parameters[layer][direction][name] = getattr(call, f"grad_{name}")
+            parameters[layer][direction] = call.grad_parameters
         if len(grads_x) == 2:  # computed apart and added, as the contract has it
             np.add(grads_x[0], grads_x[1], out=grads_x[0])
         grad = grad_x = grads_x[0] if grads_x else None

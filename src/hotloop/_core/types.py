@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
@@ -16,14 +15,32 @@ MOST_BYTES = 1 << 55  # of an array, and between its first and its last byte; pr
 
 
 class Parameter(NamedTuple):
-    """A parameter of a recurrence, of [gates*hidden_size] rows."""
+    """A parameter of a recurrence: the rows of every gate, or of a projection those of h."""
 
     name: str
-    operand: str | None  # "x" or "h", which the weight multiplies; None: a bias
+    operand: str | None  # what the weight multiplies: "x", "h", or "hidden" of a projection; None: a bias
 
-    def shape(self, cell: Cell, input_size: int, hidden_size: int) -> tuple[int, ...]:
+    def shape(self, cell: Cell, input_size: int, hidden_size: int, output_size: int) -> tuple[int, ...]:
+        if self.operand == "hidden":
+            return output_size, hidden_size
         rows = cell.gates * hidden_size
-        return (rows,) if self.operand is None else (rows, input_size if self.operand == "x" else hidden_size)
+        return (rows,) if self.operand is None else (rows, input_size if self.operand == "x" else output_size)
+
+
+_PARAMETERS = (
+    Parameter("weight_ih", "x"),
+    Parameter("weight_hh", "h"),
+    Parameter("bias_ih", None),
+    Parameter("bias_hh", None),
+)  # of most cells, in PyTorch's order
+
+
+class Stage(NamedTuple):
+    """A product of a step: of `operand`, h of the step before or the hidden array that the stage before leaves."""
+
+    operand: str  # "h" or "hidden"
+    parameter: str
+    gates: int  # blocks of rows of the parameter, behind those of the stages before
 
 
 @dataclass(frozen=True)
@@ -32,33 +49,39 @@ class Cell:
 
     name: str
     gates: int  # row blocks of weight_ih and weight_hh
-    of_h: int  # the first so many multiply h; the others, in a second pass, the reset h
-    saved: int  # arrays a unit that backward needs beside the output (and c)
+    stages: tuple[Stage, ...]
+    saved: tuple[str, ...]  # the arrays of [hidden_size] that training saves of a step beside the output (and c)
     has_c: bool
-    parameters: tuple[Parameter, ...] = (
-        Parameter("weight_ih", "x"),
-        Parameter("weight_hh", "h"),
-        Parameter("bias_ih", None),
-        Parameter("bias_hh", None),
-    )  # in PyTorch's order
+    parameters: tuple[Parameter, ...] = _PARAMETERS
+    names: tuple[str, ...] = field(init=False)  # of the parameters
+    weight_names: tuple[str, ...] = field(init=False)  # of those that are not biases
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The names of its parameters."""
-        return tuple(parameter.name for parameter in self.parameters)
+    def __post_init__(self) -> None:
+        weights = (parameter.name for parameter in self.parameters if parameter.operand is not None)
+        object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
+        object.__setattr__(self, "weight_names", tuple(weights))
 
-    @cached_property
-    def weight_names(self) -> tuple[str, ...]:
-        """Those of them that are not biases."""
-        return tuple(parameter.name for parameter in self.parameters if parameter.operand is not None)
+    def saved_shapes(self, *lead: int, hidden_size: int) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """The shapes of what training saves, of sequences that begin with the sizes `lead`: of `gates`, its saved arrays
+        side by side, and of c. None: a cell that has no such array.
+        """
+        gates = (*lead, len(self.saved) * hidden_size) if self.saved else None
+        return gates, (*lead, hidden_size) if self.has_c else None
 
 
-RNN_TANH = Cell("rnn_tanh", gates=1, of_h=1, saved=0, has_c=False)
-RNN_RELU = Cell("rnn_relu", gates=1, of_h=1, saved=0, has_c=False)
-LSTM = Cell("lstm", gates=4, of_h=4, saved=4, has_c=True)
-GRU = Cell("gru", gates=3, of_h=3, saved=4, has_c=False)
-GRU_RESET_BEFORE = Cell("gru_reset_before", gates=3, of_h=2, saved=3, has_c=False)
-PARAMETERS = LSTM.names  # of every cell
+def _gates(count: int) -> tuple[Stage, ...]:
+    """Those of a cell whose gates all multiply h."""
+    return (Stage("h", "weight_hh", count),)
+
+
+RNN_TANH = Cell("rnn_tanh", 1, _gates(1), (), has_c=False)
+RNN_RELU = Cell("rnn_relu", 1, _gates(1), (), has_c=False)
+LSTM = Cell("lstm", 4, _gates(4), ("i", "f", "g", "o"), has_c=True)
+GRU = Cell("gru", 3, _gates(3), ("r", "z", "n", "q"), has_c=False)
+GRU_RESET_BEFORE = Cell(
+    "gru_reset_before", 3, (Stage("h", "weight_hh", 2), Stage("hidden", "weight_hh", 1)), ("r", "z", "n"), has_c=False
+)
+PARAMETERS = LSTM.names  # of every cell that projects nothing
 CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE)}
 
 
@@ -69,24 +92,23 @@ class Weights(NamedTuple):
     dtype: np.dtype[Any]
     input_size: int
     hidden_size: int
-    weight_ih: Array  # [G*H, I]
-    weight_hh: Array  # [G*H, H]
-    bias_ih: Array | None  # [G*H]
-    bias_hh: Array | None  # [G*H]
+    output_size: int  # of h
+    arrays: tuple[Array | None, ...]  # the parameters, in the order of the cell's table
 
     @property
-    def spec(self) -> tuple[Cell, np.dtype[Any], int, int]:
+    def spec(self) -> tuple[Cell, np.dtype[Any], int, int, int]:
         """What the parameters do not say."""
-        return self[:4]
+        return self[:5]
 
     @property
-    def arrays(self) -> tuple[Array | None, ...]:
-        """The parameters, in the order of the cell's table."""
-        return self[4:]
+    def named(self) -> dict[str, Array]:
+        """The parameters that are there, by name."""
+        pairs = zip(self.cell.names, self.arrays, strict=True)
+        return {name: array for name, array in pairs if array is not None}
 
     def with_arrays(self, arrays: Iterable[Array | None]) -> Weights:
         """The same of other memory."""
-        return Weights._make((*self.spec, *arrays))
+        return Weights(*self.spec, tuple(arrays))
 
 
 @dataclass(slots=True)
@@ -134,10 +156,10 @@ class Forward:
     packed: Any  # what the backend's pack() made of the weights, or None
     reverse: bool
     x: Array  # [T, B, I]
-    h0: Array | None  # [B, H]
+    h0: Array | None  # [B, P]
     c0: Array | None  # [B, H]
-    output: Array  # [T, B, H]
-    h_n: Array  # [B, H]
+    output: Array  # [T, B, P]
+    h_n: Array  # [B, P]
     c_n: Array | None  # [B, H]
     gates: Array | None  # [T, B, S*H], contiguous
     c: Array | None  # [T, B, H], strided as output may be
@@ -165,15 +187,12 @@ class Backward:
     """Gradients of one recurrence. Absent upstream gradients count as zero; absent results are not wanted."""
 
     forward: Forward
-    grad_output: Array | None  # [T, B, H]
-    grad_h_n: Array | None  # [B, H]
+    grad_output: Array | None  # [T, B, P]
+    grad_h_n: Array | None  # [B, P]
     grad_c_n: Array | None  # [B, H]
     grad_x: Array | None  # [T, B, I]
-    grad_weight_ih: Array | None
-    grad_weight_hh: Array | None
-    grad_bias_ih: Array | None
-    grad_bias_hh: Array | None
-    grad_h0: Array  # [B, H]
+    grad_parameters: dict[str, Array]  # those that are wanted, by name
+    grad_h0: Array  # [B, P]
     grad_c0: Array | None  # [B, H]
     grad_c: Array | None = None  # [T, B, H]
 
@@ -216,7 +235,7 @@ class Backend(Protocol):
         weights_wanted: bool, threads: int, executor: Any = None,
     ) -> Run | None:  # fmt: skip
         """The same for backward: `run(x, h0, c0, output, gates, c, resets, grad_output, grad_h_n, grad_c_n, grad_x,
-        grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_h0, grad_c0)`.
+        grad_h0, grad_c0, *grad_parameters)`, these in the order of the cell's table.
         """
 
     def fingerprint(self, arrays: Sequence[Array]) -> Callable[[], tuple[int, int]] | None:

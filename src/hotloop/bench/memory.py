@@ -60,7 +60,7 @@ def grows(problem: Problem) -> dict[str, int]:
         between = unit * problem.directions
         gradients = max(gradients + between, 2 * between if below > 1 else between)
     return {
-        "gates": cell.saved * unit * problem.num_layers,
+        "gates": len(cell.saved) * unit * problem.num_layers,
         "c": unit * problem.num_layers if cell.has_c else 0,
         "output": unit,
         "between layers": unit * below,

@@ -571,14 +571,14 @@ def _jax_forward(jax: Any, problem: Problem) -> Callable[..., Any]:
         def split(array: Any) -> Any:
             return jnp.split(array, problem.gates, axis=1)
 
-        def product(operand: Any, *gates: Any) -> Any:
+        def product(operand: Any, stage: int) -> Any:
             # The GRU's reset gate multiplies bias_hh too, so there it stays inside the loop.
             share = operand @ weight_hh.T
             return split(share + bias_hh if problem.cell == "gru" else share)
 
         def step(state: Any, x_share: Any) -> Any:
             h, c = state if problem.cell == "lstm" else (state, None)
-            after = cell_step.forward(split(x_share), product, h, c, functions)
+            after = cell_step.forward(split(x_share), product, h, h, c, functions)
             return (after.h, after.c) if problem.cell == "lstm" else after.h, after.h
 
         zeros = jnp.zeros((problem.batch_size, problem.hidden_size), x.dtype)

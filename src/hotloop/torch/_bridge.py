@@ -17,7 +17,7 @@ import torch
 from .._core import memory as _memory
 from .._core import settings
 from .._core import stack as _stack
-from .._core.checks import check_grad_sequence, check_ragged, check_resets, check_sequence, check_state, check_threads
+from .._core.checks import check_grad_sequence, check_ragged, check_resets, check_sequence, check_state, check_threads, width_rule
 from .._core.dropout import drop
 from .._core.types import (
     LAYERS_STATE_RULE,
@@ -192,12 +192,23 @@ class Call:
     unsorted: Tensor | None = None
     seed: Any = None  # of dropout, an integer, in an op's arguments a tensor; None: nothing is dropped
     batch_size: Any = None  # packed, where it has to be known without the sizes
+    proj_size: int = 0  # of h; 0: hidden_size
     _rows: Rows | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters of one layer and direction, in the order of their tensors."""
         return self.cell.names if self.bias else self.cell.weight_names
+
+    @property
+    def output_size(self) -> int:
+        """Features of h."""
+        return self.proj_size or self.hidden_size
+
+    def _states(self, batch_size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """The shapes of h and of c, [layers*directions, B, *]."""
+        rows = self.layers * self.directions, batch_size
+        return (*rows, self.output_size), (*rows, self.hidden_size)
 
     def rows(self, x: Array) -> Rows:
         """`x` as the caller has it."""
@@ -238,6 +249,8 @@ class Call:
         if self.layout == "step":
             array = array[np.newaxis]
         rule = STATE_RULE if self.layout == "step" else LAYERS_STATE_RULE
+        if "c" not in name:
+            rule = rule.replace("hidden_size", width_rule(self.cell))
         return check_state(name, array, rule, shape, dtype, layout.unbatched)
 
     def _drop(self) -> _stack.Drop | None:
@@ -251,7 +264,8 @@ class Call:
         for first in range(0, len(arrays), len(self.names)):
             named = absent | dict(zip(self.names, arrays[first:], strict=False))
             input_size = arrays[first].shape[1]
-            made.append(Weights(self.cell, arrays[0].dtype, input_size, self.hidden_size, **named))  # type: ignore[arg-type]
+            sizes = arrays[0].dtype, input_size, self.hidden_size, self.output_size
+            made.append(Weights(self.cell, *sizes, tuple(named.values())))
         return [made[first : first + self.directions] for first in range(0, len(made), self.directions)]
 
     def forward(
@@ -265,22 +279,23 @@ class Call:
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         """output, h_n, c_n and c, those that there are; and in training what backward needs besides."""
         given = to_array(x)
-        layout, dtype, hidden_size, directions = LAYOUTS[self.layout], given.dtype, self.hidden_size, self.directions
+        layout, dtype, directions = LAYOUTS[self.layout], given.dtype, self.directions
         rows = self.rows(given)
         sequence = self._sequence(given, rows)
         batch_size = sequence.shape[1]
         if rows.gather is not None:
             assert rows.ragged is not None
             batch_size = len(rows.ragged.lengths)
-        shape = *sequence.shape[:2], directions * hidden_size
-        states = (self.layers * directions, batch_size, hidden_size)
-        output = _memory.empty(layout.shape(*shape), dtype)
-        c = _memory.empty(layout.shape(*shape), dtype) if self.return_states else None
-        h_n = np.empty(states, dtype)
-        c_n = np.empty(states, dtype) if self.cell.has_c else None
+        steps_rows = sequence.shape[:2]
+        of_h, of_c = self._states(batch_size)
+        output = _memory.empty(layout.shape(*steps_rows, directions * self.output_size), dtype)
+        of_every_c = layout.shape(*steps_rows, directions * self.hidden_size)
+        c = _memory.empty(of_every_c, dtype) if self.return_states else None
+        h_n = np.empty(of_h, dtype)
+        c_n = np.empty(of_c, dtype) if self.cell.has_c else None
         recurrences = _stack.run_forward(
             settings.active(), threads_of(self.threads), weights, packed, sequence,
-            self._state("h0", h0, states, dtype), self._state("c0", c0, states, dtype), layout.time_major(output),
+            self._state("h0", h0, of_h, dtype), self._state("c0", c0, of_c, dtype), layout.time_major(output),
             None if c is None else layout.time_major(c), h_n, c_n, rows.ragged, rows.marks, self._drop(), training,
             executor=executor(),
         )  # fmt: skip
@@ -321,21 +336,24 @@ class Call:
         given = to_array(x)
         rows, layout = self.rows(given), LAYOUTS[self.layout]
         sequence = self._sequence(given, rows)
-        dtype, hidden_size, directions = sequence.dtype, self.hidden_size, self.directions
+        dtype, directions = sequence.dtype, self.directions
         batch_size = sequence.shape[1] if rows.gather is None or rows.ragged is None else len(rows.ragged.lengths)
-        states = (self.layers * directions, batch_size, hidden_size)
-        grad_h0 = np.empty(states, dtype)
-        grad_c0 = np.empty(states, dtype) if self.cell.has_c else None
-        shape = *sequence.shape[:2], directions * hidden_size
+        of_h, of_c = self._states(batch_size)
+        grad_h0 = np.empty(of_h, dtype)
+        grad_c0 = np.empty(of_c, dtype) if self.cell.has_c else None
         recurrences = self._saved(
-            sequence, self._state("h0", h0, states, dtype), self._state("c0", c0, states, dtype), weights,
+            sequence, self._state("h0", h0, of_h, dtype), self._state("c0", c0, of_c, dtype), weights,
             output, c, [_kept_array(tensor) for tensor in saved], rows, grad_h0, grad_c0,
         )  # fmt: skip
         grads = [
             check_grad_sequence(
-                name, _taken(_optional(grad), rows.gather), layout, shape, "num_directions*hidden_size", dtype
+                name, _taken(_optional(grad), rows.gather), layout, (*sequence.shape[:2], directions * size),
+                f"num_directions*{rule}", dtype,
+            )  # fmt: skip
+            for name, grad, size, rule in (
+                ("grad_output", grad_output, self.output_size, width_rule(self.cell)),
+                ("grad_c", grad_c, self.hidden_size, "hidden_size"),
             )
-            for name, grad in (("grad_output", grad_output), ("grad_c", grad_c))
         ]
         flags = wanted[3:]
         names = [
@@ -344,7 +362,7 @@ class Call:
         ]
         grad_x, parameters = _stack.run_backward(
             settings.active(), threads_of(self.threads), recurrences, layout, self._drop(), grads[0],
-            self._state("grad_h_n", grad_h_n, states, dtype), self._state("grad_c_n", grad_c_n, states, dtype),
+            self._state("grad_h_n", grad_h_n, of_h, dtype), self._state("grad_c_n", grad_c_n, of_c, dtype),
             grads[1], grad_h0, grad_c0, wanted[0], wanted[1] or wanted[2],
             [names[first : first + directions] for first in range(0, len(names), directions)], executor(),
         )  # fmt: skip
@@ -363,7 +381,7 @@ class Call:
         output: Tensor | None, c: Tensor | None, saved: list[Array], rows: Rows, like_h: Array, like_c: Array | None,
     ) -> list[list[Forward]]:  # fmt: skip
         """What forward saved, in its order. Of h_n and c_n backward sees the shape only: that of `like_h`."""
-        layout, cell, hidden_size = LAYOUTS[self.layout], self.cell, self.hidden_size
+        layout, cell = LAYOUTS[self.layout], self.cell
         if rows.gather is not None:
             last_c = layout.time_major(saved.pop()) if self.return_states else None
             last = layout.time_major(saved.pop())
@@ -375,13 +393,13 @@ class Call:
         made: list[list[Forward]] = []
         for layer, of_layer in enumerate(weights):
             top = layer == self.layers - 1
-            halves_c = _stack.halves(self.directions, hidden_size, last_c if top else None)
+            halves_c = _stack.halves(self.directions, self.hidden_size, last_c if top else None)
             kept = []
             for half_c in halves_c:
                 gates = next(pieces) if cell.saved else None
                 kept.append((gates, next(pieces) if cell.has_c and half_c is None else half_c))
             sequence = last if top else next(pieces)
-            halves = _stack.halves(self.directions, hidden_size, sequence)
+            halves = _stack.halves(self.directions, self.output_size, sequence)
             calls = []
             for direction, (half, (gates, every_c)) in enumerate(zip(halves, kept, strict=True)):
                 index = layer * self.directions + direction

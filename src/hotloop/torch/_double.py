@@ -539,7 +539,7 @@ _FUNCTIONS = _cells.Functions(torch.tanh, torch.sigmoid, torch.relu)
 def _step(cell: Cell, of_x: Tensor, of_h: Tensor, h: Any, c: Any) -> tuple[Tensor, Tensor | None]:
     """A step of a cell of one product, which `of_h` is."""
     state = _cells.STEPS[cell.name].forward(
-        of_x.chunk(cell.gates, -1), lambda *_: of_h.chunk(cell.gates, -1), h, c, _FUNCTIONS
+        of_x.chunk(cell.gates, -1), lambda *_: of_h.chunk(cell.gates, -1), h, h, c, _FUNCTIONS
     )
     return state.h, state.c
 

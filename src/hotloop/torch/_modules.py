@@ -16,6 +16,7 @@ from .._core.types import CELLS, PARAMETERS, RNN_TANH, Cell
 from . import _ops, _prepared, _private
 from ._bridge import Call
 from ._packed import MANY_ROWS, PLAIN, Kept
+from ._shapes import of_weights
 
 Tensor = torch.Tensor
 _STRIDED = torch.strided
@@ -334,13 +335,7 @@ class _Layers(_Recurrent):
         )  # fmt: skip
 
     def _expected(self) -> list[tuple[int, ...]]:
-        directions, hidden_size = 2 if self.bidirectional else 1, self.hidden_size
-        rows = CELLS[_MODES[self.mode]].gates * hidden_size
-        shapes: list[tuple[int, ...]] = []
-        for layer in range(self.num_layers):
-            columns = directions * hidden_size if layer else self.input_size
-            shapes += [(rows, columns), (rows, hidden_size), *[(rows,)] * (2 * bool(self.bias))] * directions
-        return shapes
+        return [shape for _, shape in of_weights(self._call("time_major"), self.input_size)]
 
     def forward(
         self,
@@ -600,10 +595,7 @@ class _Cells(_Recurrent):
         return Call(cell, 1, 1, self.hidden_size, self.bias, "step")
 
     def _expected(self) -> list[tuple[int, ...]]:
-        cell = self._cell()
-        assert cell is not None
-        rows = cell.gates * self.hidden_size
-        return [(rows, self.input_size), (rows, self.hidden_size), *[(rows,)] * (2 * bool(self.bias))]
+        return [shape for _, shape in of_weights(self._call("step"), self.input_size)]
 
     def forward(self, input: Any, hx: Any = None, *, threads: int | None = None) -> Any:
         """Run one step.

@@ -54,9 +54,13 @@ def _call(weights: Sequence[Tensor], given: Sequence[Any]) -> Call:
     check_kind(cell, layers, directions, bias, layout, weights)
     if seed is not None and (seed.numel() != 1 or seed.dtype is not torch.int64):
         raise ValueError(f"seed: expected an int64 of one element, got {seed.dtype} of shape {tuple(seed.shape)}")
+    of, output_size = CELLS[cell], weights[1].shape[1]
+    projects = "weight_hr" in of.names
+    hidden_size = weights[0].shape[0] // of.gates if projects else output_size
     return Call(
-        CELLS[cell], layers, directions, weights[1].shape[1], bias, layout, given[11], given[12], given[13] or None,
+        of, layers, directions, hidden_size, bias, layout, given[11], given[12], given[13] or None,
         lengths, resets, batch_sizes, unsorted, None if seed is None else int(seed), batch_size,
+        proj_size=output_size if projects else 0,
     )  # fmt: skip
 
 
@@ -109,12 +113,12 @@ def _backward(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Ten
 
 def _infer_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *given: Any) -> Any:
     call = _checked(_call_fake(weights, given), x, h0, c0, weights, given)
-    outer, states = results(call, x)
+    shapes = results(call, x)
     return (
-        x.new_empty(outer),
-        x.new_empty(states),
-        x.new_empty(states if call.cell.has_c else 0),
-        x.new_empty(outer if call.return_states else 0),
+        x.new_empty(shapes.output),
+        x.new_empty(shapes.h_n),
+        x.new_empty(shapes.c_n if call.cell.has_c else 0),
+        x.new_empty(shapes.c if call.return_states else 0),
     )
 
 
@@ -129,11 +133,11 @@ def _backward_fake(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: lis
     call = _checked(_call_fake(weights, given), x, h0, c0, weights, given)
     *upstream, output, c, saved, wanted = given[_ARGUMENTS - _TENSORS :]
     check_saved(call, x, weights, upstream, output, c, saved, wanted)
-    states = results(call, x)[1]
+    shapes = results(call, x)
     return (
         x.new_empty(x.shape if wanted[0] else 0),
-        x.new_empty(states if wanted[1] else 0),
-        x.new_empty(states if wanted[2] and call.cell.has_c else 0),
+        x.new_empty(shapes.h_n if wanted[1] else 0),
+        x.new_empty(shapes.c_n if wanted[2] and call.cell.has_c else 0),
         [weight.new_empty(weight.shape if flag else 0) for weight, flag in zip(weights, wanted[3:], strict=True)],
     )
 

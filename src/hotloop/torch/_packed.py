@@ -208,4 +208,4 @@ def _signs(tensor: Tensor) -> tuple[Any, ...]:
 
 def _arrays(weights: list[list[Weights]]) -> list[Array]:
     halves = [half for layer in weights for half in layer]
-    return [array for half in halves for array in half[4:] if array is not None]
+    return [array for half in halves for array in half.arrays if array is not None]

@@ -8,7 +8,7 @@ reads no memory before `check_inputs`, its backward none before `check_saved`, h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -76,17 +76,17 @@ def check_inputs(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, we
         raise TypeError(f"x: expected {dtype} (the dtype of weight_ih), got {x.dtype}")
     if x.device != device:
         raise ValueError(f"x: expected a tensor on {device}, where weight_ih is, got one on {x.device}")
-    for tensor, (name, shape) in zip(weights, _of_weights(call, x.shape[-1]), strict=True):
+    for tensor, (name, shape) in zip(weights, of_weights(call, x.shape[-1]), strict=True):
         if tensor.dtype is not dtype or tensor.shape != shape or tensor.device != device:
             check(name, tensor, dtype, shape, device)
     if h0 is None and c0 is None:
         return
     if c0 is not None and not call.cell.has_c:
         raise TypeError(f"c0: expected None (only an LSTM has c), got {tuple(c0.shape)}")
-    shape = states(call, None if call.layout == "packed" else sizes(call, x)[1])
-    for name, state in (("h0", h0), ("c0", c0)):
+    batch_size = None if call.layout == "packed" else sizes(call, x)[1]
+    for name, state, size in (("h0", h0, call.output_size), ("c0", c0, call.hidden_size)):
         if state is not None:
-            check(name, state, dtype, shape, device)
+            check(name, state, dtype, states(call, batch_size, size), device)
 
 
 def check_extras(call: Call) -> None:
@@ -122,11 +122,11 @@ def check_saved(
 ) -> None:
     """That what forward left, and the gradients of its results, have the shapes that forward gives to them."""
     cell, dtype, device = call.cell, x.dtype, x.device
-    flat, outer = call.layout == "packed", results(call, x)[0]
+    flat, shapes = call.layout == "packed", results(call, x)
     if not flat:  # there the results are in the order of the caller, and what backward reads is among the saved
-        check("output", output, dtype, outer, device)
+        check("output", output, dtype, shapes.output, device)
         if call.return_states:
-            check("c", c, dtype, outer, device)
+            check("c", c, dtype, shapes.c, device)
     expected = saved_shapes(call, x)
     if len(saved) != len(expected):
         raise ValueError(f"saved: expected {len(expected)} tensors, as forward gives with training, got {len(saved)}")
@@ -134,10 +134,13 @@ def check_saved(
         check(f"saved[{index}]", tensor, dtype, shape, device)
     if len(wanted) != 3 + len(weights):
         raise ValueError(f"wanted: expected {3 + len(weights)} flags (x, h0, c0 and the weights), got {len(wanted)}")
-    state = states(call, None if flat else sizes(call, x)[1])
+    batch_size = None if flat else sizes(call, x)[1]
+    of_h_n, of_c_n = states(call, batch_size, call.output_size), states(call, batch_size, call.hidden_size)
     there = (True, True, cell.has_c, call.return_states)
     names = ("grad_output", "grad_h_n", "grad_c_n", "grad_c")
-    for name, grad, shape, has in zip(names, upstream, (outer, state, state, outer), there, strict=True):
+    for name, grad, shape, has in zip(
+        names, upstream, (shapes.output, of_h_n, of_c_n, shapes.c), there, strict=True
+    ):
         if grad is not None:
             if not has:
                 raise TypeError(f"{name}: expected None (the call has no such result), got {tuple(grad.shape)}")
@@ -155,18 +158,14 @@ def check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[Any, ...],
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(given)}".replace("None", "batch_size"))
 
 
-def _of_weights(call: Call, input_size: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def of_weights(call: Call, input_size: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """The weights' names and shapes, in torch's order."""
-    hidden_size = call.hidden_size
-    rows = call.cell.gates * hidden_size
     for layer in range(call.layers):
-        columns = call.directions * hidden_size if layer else input_size
+        columns = call.directions * call.output_size if layer else input_size
         for _ in range(call.directions):
-            yield "weight_ih", (rows, columns)
-            yield "weight_hh", (rows, hidden_size)
-            if call.bias:
-                yield "bias_ih", (rows,)
-                yield "bias_hh", (rows,)
+            for parameter in call.cell.parameters:
+                if parameter.name in call.names:
+                    yield parameter.name, parameter.shape(call.cell, columns, call.hidden_size, call.output_size)
 
 
 def sizes(call: Call, x: Tensor) -> tuple[Any, Any]:
@@ -180,32 +179,46 @@ def sizes(call: Call, x: Tensor) -> tuple[Any, Any]:
     return (x.shape[0], 1) if call.layout == "unbatched" else (1, x.shape[0])
 
 
-def states(call: Call, batch_size: Any) -> tuple[Any, ...]:
-    """Of states as the caller has them."""
+def states(call: Call, batch_size: Any, size: Any) -> tuple[Any, ...]:
+    """Of states of so many features, as the caller has them."""
     if call.layout == "step":
-        return batch_size, call.hidden_size
+        return batch_size, size
     count = call.layers * call.directions
-    return (count, call.hidden_size) if call.layout == "unbatched" else (count, batch_size, call.hidden_size)
+    return (count, size) if call.layout == "unbatched" else (count, batch_size, size)
 
 
-def results(call: Call, x: Tensor) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Of the output (and c, where every step's is returned), and of h_n (and c_n)."""
-    return (*x.shape[:-1], call.directions * call.hidden_size), states(call, sizes(call, x)[1])
+class Results(NamedTuple):
+    """The shapes of a call's results; of c of every step, and of c_n, also where there is none."""
+
+    output: tuple[Any, ...]
+    h_n: tuple[Any, ...]
+    c_n: tuple[Any, ...]
+    c: tuple[Any, ...]
+
+
+def results(call: Call, x: Tensor) -> Results:
+    lead, rows = x.shape[:-1], sizes(call, x)[1]
+    of_h, of_c = call.output_size, call.hidden_size
+    return Results(
+        (*lead, call.directions * of_h), states(call, rows, of_h), states(call, rows, of_c),
+        (*lead, call.directions * of_c),
+    )  # fmt: skip
 
 
 def saved_shapes(call: Call, x: Tensor) -> list[tuple[Any, ...]]:
     """Of what forward saves for backward, in its order."""
     seq_len, batch_size = sizes(call, x)
-    flat, outer = LAYOUTS[call.layout].flat, results(call, x)[0]
+    flat, outer = LAYOUTS[call.layout].flat, results(call, x)
     rows = (seq_len, 1) if flat else (seq_len, batch_size)
+    gates, c = call.cell.saved_shapes(*rows, hidden_size=call.hidden_size)
     shapes: list[tuple[Any, ...]] = []
     for layer in range(call.layers):
         last = layer == call.layers - 1
         for _ in range(call.directions):
-            if call.cell.saved:
-                shapes.append((*rows, call.cell.saved * call.hidden_size))
-            if call.cell.has_c and not (last and call.return_states):
-                shapes.append((*rows, call.hidden_size))
+            if gates is not None:
+                shapes.append(gates)
+            if c is not None and not (last and call.return_states):
+                shapes.append(c)
         if not last:
-            shapes.append((*rows, outer[-1]))
-    return shapes + [outer] * (1 + call.return_states) if flat else shapes
+            shapes.append((*rows, outer.output[-1]))
+    return [*shapes, outer.output, *([outer.c] * call.return_states)] if flat else shapes
