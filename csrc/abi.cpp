@@ -120,6 +120,7 @@ int check_call(const Plan& plan, const hotloop_buffers& buffers) {
 int check_gradients(const Plan& plan, const hotloop_buffers& buffers, const hotloop_gradients& gradients) {
   bool unplanned =
       ((plan.uses & HOTLOOP_GRAD_X) == 0 && gradients.grad_x != nullptr) ||
+      ((plan.uses & HOTLOOP_ACCUMULATE) == 0 && gradients.accumulate != 0) ||
       ((plan.uses & HOTLOOP_RESET_TO_INITIAL) == 0 && buffers.resets != nullptr && buffers.reset_to_initial != 0);
   for (int32_t i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) {
     if (gradients.grad_parameters[i] == nullptr) continue;
@@ -172,7 +173,8 @@ void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& cal
           buffers.resets,
           buffers.resets_stride_t,
           buffers.resets_stride_b,
-          buffers.cursor};
+          buffers.cursor,
+          nullptr};
   memcpy(call.parameters, weights.parameters, sizeof call.parameters);
 }
 
@@ -203,6 +205,7 @@ int run_backward(const Plan& plan, hotloop_buffers* buffers, const hotloop_gradi
   for (int64_t i = 0; i < plan.count; ++i) {
     static_cast<hotloop_gradients&>(calls[i]) = gradients[i];
     describe(plan, buffers[i], calls[i].forward);
+    calls[i].forward.ranks = gradients[i].ranks;
   }
   return hotloop::run(plan, calls, buffers, executor, static_cast<char*>(memory) + plan.calls_bytes());
 }

@@ -73,7 +73,8 @@ enum {
   HOTLOOP_GRAD_X = 8,             /* backward: grad_x may be wanted */
   HOTLOOP_GRAD_WEIGHTS = 16,      /* backward: gradients of weights may be wanted */
   HOTLOOP_RESET_TO_INITIAL = 32,  /* backward: the buffers may have resets and reset_to_initial */
-  HOTLOOP_BATCH_FIRST = 64        /* hotloop_step: x and output are [B,T,*]. The strides of buffers say it to the others */
+  HOTLOOP_BATCH_FIRST = 64,       /* hotloop_step: x and output are [B,T,*]. The strides of buffers say it to the others */
+  HOTLOOP_ACCUMULATE = 128        /* backward: gradients may say accumulate */
 };
 
 /* Every decision of a call that does not depend on its data. A plan holds no pointer to memory of the caller's, may be
@@ -120,6 +121,12 @@ typedef struct {
   void *grad_x;                   /* [T,B,I] */
   int64_t grad_x_stride_t, grad_x_stride_b;
   void *grad_parameters[HOTLOOP_PARAMETER_COUNT]; /* contiguous */
+  int32_t accumulate;             /* those of parameters are added to what is there. Pieces of sequences, cut between steps in
+                                     processing order, taken from the last to the first, with the states' gradients of one as
+                                     grad_h_n and grad_c_n of the next, give the bits of one call over the whole */
+  const int64_t *ranks;           /* [B] with lengths or offsets, or NULL: the order in which rows of one length are summed, by
+                                     number where NULL. Pieces of a ragged batch give the bits of the whole in its order: longest
+                                     first, rows of one length by number */
   void *grad_h0;                  /* [B,P] contiguous, always written */
   void *grad_c0;                  /* [B,H] contiguous, LSTM: always written */
 } hotloop_gradients;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int64_t kMaxCount = 1 << 20;
-constexpr int32_t kAllUses = 2 * HOTLOOP_BATCH_FIRST - 1;
+constexpr int32_t kAllUses = 2 * HOTLOOP_ACCUMULATE - 1;
 // A call of a plan whose workspace is on the stack runs to its end without looking at the clock.
 constexpr double kStackNs = 2e6;
 
@@ -19,7 +19,7 @@ void* const kPresent = const_cast<int32_t*>(&kAllUses);
 
 int check_uses(int32_t uses) {
   const bool training = (uses & HOTLOOP_TRAINING) != 0, backward = (uses & HOTLOOP_BACKWARD) != 0;
-  const int32_t of_backward = HOTLOOP_GRAD_X | HOTLOOP_GRAD_WEIGHTS | HOTLOOP_RESET_TO_INITIAL;
+  const int32_t of_backward = HOTLOOP_GRAD_X | HOTLOOP_GRAD_WEIGHTS | HOTLOOP_RESET_TO_INITIAL | HOTLOOP_ACCUMULATE;
   const bool mixed =
       backward ? training || (uses & (HOTLOOP_PACKED | HOTLOOP_BATCH_FIRST)) != 0 : (uses & of_backward) != 0;
   return uses < 0 || uses > kAllUses || mixed ? HOTLOOP_BAD_ARGUMENT : HOTLOOP_OK;
@@ -47,6 +47,7 @@ BackwardCall largest_backward(const Plan& plan) {
   for (void*& gradient : call.grad_parameters) {
     if ((plan.uses & HOTLOOP_GRAD_WEIGHTS) != 0) gradient = kPresent;
   }
+  if ((plan.uses & HOTLOOP_ACCUMULATE) != 0) call.accumulate = 1;
   if ((plan.uses & HOTLOOP_RESET_TO_INITIAL) != 0) {
     call.forward.resets = static_cast<const uint8_t*>(kPresent);
     call.forward.reset_to_initial = 1;

@@ -26,7 +26,9 @@ void sort_rows(const ForwardCall& args, int64_t* order, int64_t* lengths, int64_
   if (args.lengths != nullptr || args.offsets != nullptr) {
     std::sort(order, order + B, [&args](int64_t a, int64_t b) {
       const int64_t of_a = length_of(args, a), of_b = length_of(args, b);
-      return of_a != of_b ? of_a > of_b : a < b;
+      if (of_a != of_b) return of_a > of_b;
+      if (args.ranks != nullptr && args.ranks[a] != args.ranks[b]) return args.ranks[a] < args.ranks[b];
+      return a < b;
     });
   }
   sums[0] = 0;

@@ -9,7 +9,7 @@ namespace hotloop {
 // Steps of all rows together.
 int64_t row_steps(const ForwardCall& args);
 
-// Sorts the rows by length, those of one length by number: order[j] is the caller's number of row j, lengths[j] its steps,
+// Sorts the rows by length, those of one length by rank, or by number where they have none: order[j] is the caller's number of row j, lengths[j] its steps,
 // sums[j] the steps of the rows before it; [B], [B], [B+1]. This order is the canonical one.
 void sort_rows(const ForwardCall& args, int64_t* order, int64_t* lengths, int64_t* sums);
 

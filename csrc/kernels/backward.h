@@ -239,7 +239,9 @@ struct BackwardRun {
   T* carry = nullptr;                                   // [B, H] GRU; an LSTM's is grad_c0
   T *dh_first = nullptr, *dc_first = nullptr;           // sums over the episodes that began with h0, c0
   T* gradients = nullptr;                      // [chunk rows][row_stride] dG
-  T* bias_sums = nullptr;                      // [kGradients*H]
+  // Of the columns of dG but a projection's, [kGradients*H]; and of x's side, [G*H], where sums of a column begin with two
+  // numbers, what is there of bias_ih and of bias_hh.
+  T *bias_sums = nullptr, *x_bias_sums = nullptr;
   T *panels[kStages<Cell>] = {}, *x_panels = nullptr;  // the operands of the stages, and x
   int64_t row_stride = 0;
   int64_t s0 = 0, s1 = 0;  // steps of this chunk
@@ -310,6 +312,7 @@ struct BackwardRun {
     }
     run.gradients = carver.take<T>(rows * run.row_stride);
     run.bias_sums = carver.take<T>(Cell::kGradients * H);
+    if (args.accumulate) run.x_bias_sums = carver.take<T>(G * H);
     each_stage<Cell>([&](auto stage) HOTLOOP_LAMBDA {
       using Of = decltype(stage);
       const int64_t columns = blocks_of(run.sizes.template depth<Of>(), kL) * kL;
@@ -337,6 +340,12 @@ struct BackwardRun {
     }
     __builtin_memset(zeros, 0, zeros_size() * sizeof(T));
     __builtin_memset(bias_sums, 0, Cell::kGradients * H * sizeof(T));
+    if (x_bias_sums) {
+      copy_or_zero(x_bias_sums, grad(HOTLOOP_BIAS_IH), G * H * (int64_t)sizeof(T));
+      if (T* const bias_hh = grad(HOTLOOP_BIAS_HH)) {
+        each_bias([&](T* sums, int64_t of_bias) { __builtin_memcpy(sums, bias_hh + of_bias, H * sizeof(T)); });
+      }
+    }
     copy_or_zero(args.grad_h0, args.grad_h_n, h_bytes);
     if (Cell::kHasC) copy_or_zero(args.grad_c0, args.grad_c_n, c_bytes);
     if (dh_first) copy_or_zero(dh_first, nullptr, h_bytes);
@@ -423,7 +432,8 @@ struct BackwardRun {
     }
     if (grad(HOTLOOP_BIAS_IH) || grad(HOTLOOP_BIAS_HH)) {
       const int64_t columns = Cell::kGradients * H;
-      sum_columns(columns * index / count, columns * (index + 1) / count, rows);
+      sum_columns(gradients, bias_sums, columns * index / count, columns * (index + 1) / count, rows);
+      if (x_bias_sums) sum_columns(gradients + Cell::kXSide * H, x_bias_sums, first, last, rows);
     }
     if (args.grad_x) {
       input_gradient(rows * index / count, rows * (index + 1) / count);
@@ -467,7 +477,7 @@ struct BackwardRun {
   // Gate rows first..last-1 of a weight gradient; block j of the rows of dG, of so many units, belongs to gate gate_of[j].
   void weight_gradient(T* result, Panels<T> panels, const T* a, int64_t units, const int* gate_of, int64_t first,
                        int64_t last) const {
-    const bool first_chunk = s1 == args.forward.seq_len;
+    const bool from_zero = s1 == args.forward.seq_len && !args.accumulate;
     // Gate rows are outermost: their columns of dG stay in L1 while the panels stream from L2.
     constexpr int kMost = kAccumulators / 4 * 2;
     for (int64_t j0 = first; j0 < last; j0 += kMost) {
@@ -485,7 +495,7 @@ struct BackwardRun {
               const int64_t row = gate_of[(j + r) / units] * units + (j + r) % units;
               c[r] = result + row * panels.columns + vector * kL;
             }
-            outer_tile<MR, NV>(a + j, row_stride, panel, panels.rows, c, first_chunk, panels.columns - vector * kL);
+            outer_tile<MR, NV>(a + j, row_stride, panel, panels.rows, c, from_zero, panels.columns - vector * kL);
           });
           j += height;
         }
@@ -493,43 +503,51 @@ struct BackwardRun {
     }
   }
 
-  void sum_columns(int64_t first, int64_t last, int64_t rows) const {
+  // Adds columns first..last-1 of so many rows of dG, or of the part of it that begins at `a`.
+  void sum_columns(const T* a, T* sums, int64_t first, int64_t last, int64_t rows) const {
     constexpr int64_t kWide = 8;
     for (int64_t column = first; column < last;) {
       if (column + kWide * kL <= last) {
-        sum_vectors<kWide>(column, Part<T>(kL), rows);
+        sum_vectors<kWide>(a + column, sums + column, Part<T>(kL), rows);
         column += kWide * kL;
       } else {
-        sum_vectors<1>(column, Part<T>(last - column), rows);
+        sum_vectors<1>(a + column, sums + column, Part<T>(last - column), rows);
         column += kL;
       }
     }
   }
 
   template <int N>
-  HOTLOOP_INLINE void sum_vectors(int64_t column, Part<T> part, int64_t rows) const {
+  HOTLOOP_INLINE void sum_vectors(const T* a, T* to, Part<T> part, int64_t rows) const {
     Vector<T> sums[N];
-    for (int v = 0; v < N; ++v) sums[v] = part.load(bias_sums + column + v * kL);
+    for (int v = 0; v < N; ++v) sums[v] = part.load(to + v * kL);
     for (int64_t row = 0; row < rows; ++row) {
-      const T* const from = gradients + row * row_stride + column;
+      const T* const from = a + row * row_stride;
       for (int v = 0; v < N; ++v) sums[v] = sums[v] + part.load(from + v * kL);
     }
-    for (int v = 0; v < N; ++v) part.store(bias_sums + column + v * kL, sums[v]);
+    for (int v = 0; v < N; ++v) part.store(to + v * kL, sums[v]);
+  }
+
+  // f(sums, place) for each gate: where its sums are, and where it begins in bias_hh.
+  template <class F>
+  HOTLOOP_INLINE void each_bias(F&& f) const {
+    const int64_t H = args.forward.hidden_size;
+    each_stage<Cell>([&](auto stage) {
+      using Of = decltype(stage);
+      for (int g = 0; !Of::kOfOutput && g < Of::kGates; ++g) {
+        f(bias_sums + (Of::kGradients + g) * H, (Of::kFirst + Of::kGateOf[g]) * H);
+      }
+    });
   }
 
   void finish() const {
     const int64_t H = args.forward.hidden_size;
     T *const bias_ih = grad(HOTLOOP_BIAS_IH), *const bias_hh = grad(HOTLOOP_BIAS_HH);
-    for (int g = 0; bias_ih && g < G; ++g) {
-      __builtin_memcpy(bias_ih + g * H, bias_sums + (Cell::kXSide + g) * H, H * sizeof(T));
+    const T* const x_sums = x_bias_sums ? x_bias_sums : bias_sums + Cell::kXSide * H;
+    if (bias_ih) __builtin_memcpy(bias_ih, x_sums, G * H * sizeof(T));
+    if (bias_hh) {
+      each_bias([&](const T* sums, int64_t of_bias) { __builtin_memcpy(bias_hh + of_bias, sums, H * sizeof(T)); });
     }
-    each_stage<Cell>([&](auto stage) {
-      using Of = decltype(stage);
-      for (int g = 0; bias_hh && !Of::kOfOutput && g < Of::kGates; ++g) {
-        __builtin_memcpy(bias_hh + (Of::kFirst + Of::kGateOf[g]) * H, bias_sums + (Of::kGradients + g) * H,
-                         H * sizeof(T));
-      }
-    });
     const int64_t B = args.forward.batch_size;
     if (dh_first) add(static_cast<T*>(args.grad_h0), dh_first, B * sizes.output);
     if (dc_first) add(static_cast<T*>(args.grad_c0), dc_first, B * H);

@@ -54,20 +54,33 @@ def _vjp(output: Array, c: Array | None, saved: call.Saved | None) -> Callable[.
         c.flags.writeable = False
     kind = LSTMGradients if saved.stack.cell.has_c else Gradients
 
-    def run(upstream: call.Upstream, wrt: Iterable[str] | None) -> Any:
+    def run(upstream: call.Upstream, wrt: Iterable[str] | None, accumulate_into: Any) -> Any:
         wanted = check_wrt(wrt, kind._fields)
         of_cell = saved.stack.cell.names
         names = [name for name in of_cell if name in wanted]
-        grads = call.backward(saved, upstream, "x" in wanted, "h0" in wanted or "c0" in wanted, [[names]])
+        into = None
+        if accumulate_into is not None:
+            if not isinstance(accumulate_into, kind):
+                raise TypeError(
+                    f"accumulate_into: expected the {kind.__name__} of an earlier call, got "
+                    f"{type(accumulate_into).__name__}"
+                )
+            into = call.Into([[{name: getattr(accumulate_into, name) for name in of_cell}]], accumulate_into.rows)
+        grads = call.backward(saved, upstream, "x" in wanted, "h0" in wanted or "c0" in wanted, [[names]], into)
         parameters = grads.parameters[0][0]
         given = {
             "x": grads.x,
             **{name: parameters.get(name) for name in of_cell},
             "h0": grads.h0 if "h0" in wanted else None,
         }
-        if kind is Gradients:
-            return Gradients(**given)
-        return LSTMGradients(**given, c0=grads.c0 if "c0" in wanted else None)
+        found = (
+            Gradients(**given)
+            if kind is Gradients
+            else LSTMGradients(**given, c0=grads.c0 if "c0" in wanted else None)
+        )
+        if grads.rows is not None:
+            found.rows = grads.rows
+        return found
 
     return call.make_vjp(run, saved.stack.cell.has_c, c is not None)
 
@@ -252,12 +265,20 @@ def lstm_vjp(
         As from `lstm`, bit for bit; (output, (h_n, c_n), c) with `return_states`. `output` and `c` are read-only,
         because `vjp` reads them.
     vjp : callable
-        ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LSTMGradients``: the vector-Jacobian
-        product. With `return_states` there is `grad_c` after `grad_c_n`. Upstream gradients have the shapes of the
+        ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None, accumulate_into=None) -> LSTMGradients``: the
+        vector-Jacobian product. With `return_states` there is `grad_c` after `grad_c_n`. Upstream gradients have the shapes of the
         results; absent ones count as zero. The result is a named tuple (x, weight_ih, weight_hh, bias_ih, bias_hh, h0,
         c0): gradients of absent biases are None, those of h0 and c0 are always there; `wrt`, an iterable of these
         names, skips what it does not name (None). It may be called any number of times. `x` and the weights are not
         copied: do not change them before the last call. States, `lengths`, `offsets` and `resets` are.
+
+        `accumulate_into`, the result of another call, has the gradients of weights and biases added to it in place, and
+        its arrays are in the result; those of `x` and of states are new. So the gradients of several batches add up, and
+        a long sequence is trained in pieces: each starts from the state at the end of the one before, and backward goes
+        from the last piece to the first, with the states' gradients of one as `grad_h_n` and `grad_c_n` of the next. The
+        result has the bits of one call over the whole (with the numba backend it is equal up to rounding), for `lengths`,
+        `reverse` and `resets` too, whose pieces are steps in the order of processing. `reset_state="initial"` means the
+        states that a piece starts from. After an error in the middle, as after Ctrl-C, what it holds is undefined.
 
     Examples
     --------
@@ -269,6 +290,15 @@ def lstm_vjp(
     >>> grads = vjp(grad_output=np.ones_like(output))
     >>> grads.x.shape, grads.weight_hh.shape, grads.bias_ih, grads.c0.shape
     ((100, 8, 40), (128, 32), None, (8, 32))
+
+    The same in two pieces:
+
+    >>> (_, (h, c)), vjp_1 = hotloop.lstm_vjp(x[:60], weight_ih, weight_hh)
+    >>> _, vjp_2 = hotloop.lstm_vjp(x[60:], weight_ih, weight_hh, h0=h, c0=c)
+    >>> later = vjp_2(np.ones((40, 8, 32)))
+    >>> total = vjp_1(np.ones((60, 8, 32)), later.h0, later.c0, accumulate_into=later)
+    >>> bool((total.weight_hh == grads.weight_hh).all())
+    True
     """
     output, h_n, c_n, c, saved = _run(
         LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=True, batch_first=batch_first,

@@ -30,7 +30,7 @@ from ._core.checks import (
 )
 from ._core.dropout import drop
 from ._core.parameters import check_mapping, frozen, read_state_dict
-from ._core.types import CELLS, Array, Cell, Options
+from ._core.types import CELLS, Array, Cell, Options, Ragged
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,12 +50,16 @@ Self = TypeVar("Self", bound="_Layers[Any]")
 State = TypeVar("State")  # h_n, for an LSTM (h_n, c_n)
 
 
-class LayerGradients(NamedTuple):
-    """Gradients of a call of a layer; None where they are not in `wrt`."""
-
+class _LayerGradients(NamedTuple):
     x: Array | None
     state: Any  # of h0, or (h0, c0) for an LSTM
     parameters: dict[str, Array]  # by the names of state_dict()
+
+
+class LayerGradients(_LayerGradients):
+    """Gradients of a call of a layer; None where they are not in `wrt`."""
+
+    rows: Ragged | None = None  # how the rows of the call lay, which `accumulate_into` goes by
 
 
 def _described(state: Any) -> str:
@@ -379,12 +383,13 @@ class _Layers(Generic[State]):
             As from a call, but with dropout; (output, state, c) with `return_states`. `output` and `c` are read-only,
             because `vjp` reads them.
         vjp : callable
-            ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None) -> LayerGradients`` (grad_c_n: LSTM only;
-            with `return_states` there is `grad_c` after it; `x` is not copied: do not change it before the last
+            ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None, accumulate_into=None) -> LayerGradients``
+            (grad_c_n: LSTM only; with `return_states` there is `grad_c` after it; `x` is not copied: do not change it before the last
             call): a named tuple of the gradients of x, of state (h0, or (h0, c0)), and of the parameters, a dict by the
             names of `state_dict()`. Upstream gradients have the shapes of the results; absent ones count as zero.
             `wrt`, an iterable of "x", "state" and names of parameters, skips what it does not name. It may be called
-            any number of times.
+            any number of times. `accumulate_into`, the result of another call, has the gradients of parameters added to
+            it in place, as in `hotloop.lstm_vjp`.
 
         Raises
         ------
@@ -408,22 +413,39 @@ class _Layers(Generic[State]):
             c.flags.writeable = False
         names = tuple(self._parameters)
 
-        def run(upstream: call.Upstream, wrt: Iterable[str] | None) -> LayerGradients:
-            return self._backward(saved, upstream, names, check_wrt(wrt, ("x", "state", *names)))
+        def run(upstream: call.Upstream, wrt: Iterable[str] | None, accumulate_into: Any) -> LayerGradients:
+            return self._backward(saved, upstream, names, check_wrt(wrt, ("x", "state", *names)), accumulate_into)
 
         end: Any = h_n if c_n is None else (h_n, c_n)
         results = (output, end) if c is None else (output, end, c)
         return results, call.make_vjp(run, self._cell.has_c, c is not None)
 
     def _backward(
-        self, saved: call.Saved, upstream: call.Upstream, names: tuple[str, ...], wanted: frozenset[str]
-    ) -> LayerGradients:
+        self, saved: call.Saved, upstream: call.Upstream, names: tuple[str, ...], wanted: frozenset[str],
+        accumulate_into: Any,
+    ) -> LayerGradients:  # fmt: skip
+        into = None
+        if accumulate_into is not None:
+            if not isinstance(accumulate_into, LayerGradients):
+                raise TypeError(
+                    "accumulate_into: expected the LayerGradients of an earlier call, got "
+                    f"{type(accumulate_into).__name__}"
+                )
+            given = accumulate_into.parameters
+            into = call.Into(
+                [
+                    [{name: given.get(f"{name}{suffix}") for name in self._cell.names} for suffix in self._suffixes(layer)]
+                    for layer in range(self._num_layers)
+                ],
+                accumulate_into.rows,
+            )
         grads = call.backward(
             saved, upstream, "x" in wanted, "state" in wanted,
             [
                 [[name for name in self._cell.names if f"{name}{suffix}" in wanted] for suffix in self._suffixes(layer)]
                 for layer in range(self._num_layers)
             ],
+            into,
         )  # fmt: skip
         parameters = {
             f"{name}{suffix}": gradient
@@ -432,7 +454,10 @@ class _Layers(Generic[State]):
             for name, gradient in of_direction.items()
         }
         state = (grads.h0, grads.c0) if grads.c0 is not None else grads.h0
-        return LayerGradients(grads.x, state, {name: parameters[name] for name in names if name in wanted})
+        found = LayerGradients(grads.x, state, {name: parameters[name] for name in names if name in wanted})
+        if grads.rows is not None:
+            found.rows = grads.rows
+        return found
 
 
 class RNN(_Layers[Array]):

@@ -70,7 +70,7 @@ _from_buffer = ffi.from_buffer  # the address of a contiguous array: 0.2 us, whe
 
 _INFERENCE, _TRAINING, _BACKWARD = lib.HOTLOOP_INFERENCE, lib.HOTLOOP_TRAINING, lib.HOTLOOP_BACKWARD
 _PACKED, _GRAD_X, _GRAD_WEIGHTS = lib.HOTLOOP_PACKED, lib.HOTLOOP_GRAD_X, lib.HOTLOOP_GRAD_WEIGHTS
-_RESET_TO_INITIAL = lib.HOTLOOP_RESET_TO_INITIAL
+_RESET_TO_INITIAL, _ACCUMULATE = lib.HOTLOOP_RESET_TO_INITIAL, lib.HOTLOOP_ACCUMULATE
 
 
 def _address(pointer: Any) -> int:
@@ -184,9 +184,11 @@ def prepare(
 
 def prepare_backward(
     weights: Weights, *, seq_len: int, batch_size: int, batch_first: bool, x_wanted: bool, weights_wanted: bool,
-    threads: int, executor: Any = None,
+    threads: int, executor: Any = None, accumulate: bool = False,
 ) -> Run | None:  # fmt: skip
     uses = _BACKWARD | (_GRAD_X if x_wanted else 0) | (_GRAD_WEIGHTS if weights_wanted else 0)
+    if accumulate:
+        uses |= _ACCUMULATE
     return _prepared(_dense_backward, uses, (seq_len, batch_size, threads), weights, None, executor, batch_first)
 
 
@@ -276,6 +278,8 @@ def _backward_uses(args: Backward) -> int:
         uses |= _GRAD_X
     if not args.grad_parameters.keys().isdisjoint(args.forward.cell.weight_names):
         uses |= _GRAD_WEIGHTS
+    if args.accumulate:
+        uses |= _ACCUMULATE
     resets = args.forward.resets
     return uses | _RESET_TO_INITIAL if resets is not None and resets.initial else uses
 
@@ -293,6 +297,10 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
             _address(gradients + index), args.grad_output, args.grad_h_n, args.grad_c_n, args.grad_c, args.grad_x,
             args.grad_h0, args.grad_c0, *map(args.grad_parameters.get, first.cell.names),
         )  # fmt: skip
+        gradients[index].accumulate = args.accumulate
+        ragged = args.forward.ragged
+        if ragged is not None and ragged.ranks is not None:
+            gradients[index].ranks = ffi.cast("int64_t *", ragged.ranks.ctypes.data)  # which the call keeps alive
     given = _NULL if executor is None else executor
     _run(plan, lambda workspace, size: lib.hotloop_backward(plan.struct, buffers, gradients, given, workspace, size))
 

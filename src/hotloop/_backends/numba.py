@@ -197,7 +197,8 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
 def _clear(args: Backward) -> None:
     """The gradients of weights and biases where there is no step."""
     for gradient in args.grad_parameters.values():
-        gradient[...] = 0
+        if not args.accumulate:
+            gradient[...] = 0
 
 
 class _Sums:
@@ -205,7 +206,7 @@ class _Sums:
 
     def __init__(self, args: Backward) -> None:
         self._args = args
-        self._begun = False
+        self._begun = args.accumulate
 
     def chunk(self, rows: Array, x: Array, h: Array, reset_h: Array) -> None:
         """Add the rows of a chunk: gradients of pre-activations, x, and h before each step."""

@@ -145,8 +145,9 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
 def _backward(args: Backward) -> None:
     fwd, w, stages = args.forward, args.forward.weights.named, _stages(args.forward.weights)
     cell_step = cells.STEPS[fwd.cell.name]
-    for gradient in args.grad_parameters.values():
-        gradient[...] = 0
+    if not args.accumulate:
+        for gradient in args.grad_parameters.values():
+            gradient[...] = 0
     if args.grad_x is not None:
         args.grad_x[...] = 0  # the padding
 

@@ -7,6 +7,7 @@ checks what its own arrays could break. Arrays that are as backends take them, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from . import memory, settings
 from .arrays import as_array, finish_output, make_output, plain, plain_out, with_unit_feature_stride
 from .checks import (
+    check_accumulated,
     check_grad_sequence,
     check_layout,
     check_output,
@@ -33,6 +35,7 @@ from .types import (
     Backend,
     Forward,
     Layout,
+    Ragged,
     Resets,
     Run,
     Weights,
@@ -349,22 +352,69 @@ class Downstream(NamedTuple):
     h0: Array | None
     c0: Array | None
     parameters: list[list[dict[str, Array]]]
+    rows: Ragged | None  # how the rows of the call lay, where it was ragged
 
 
-def backward(saved: Saved, upstream: Upstream, x_wanted: bool, states_wanted: bool, wanted: Wanted) -> Downstream:
-    """Check upstream gradients of a call and return the others."""
+class Into(NamedTuple):
+    """What gradients of parameters are added to, as the caller has it."""
+
+    parameters: list[list[dict[str, Any]]]  # by layer and direction
+    rows: Ragged | None  # of the call that they are of
+
+
+def _check_into(saved: Saved, upstream: Upstream, wanted: Wanted, into: Into) -> list[list[dict[str, Array]]]:
+    """The arrays that are added to, by layer and direction."""
+    stack, dtype = saved.stack, saved.stack.dtype
+    x = saved.arrays[0] if saved.arrays is not None else saved.as_recurrences()[0][0].x
+    inputs = {"x": x, "grad_output": upstream.output, "grad_c": upstream.c}
+    checked: list[list[dict[str, Array]]] = []
+    others: list[Any] = [*inputs.values()]
+    for of_layer, of_wanted, given in zip(stack.weights, wanted, into.parameters, strict=True):
+        checked.append([])
+        for weights, names, arrays in zip(of_layer, of_wanted, given, strict=True):
+            named = weights.named
+            others += named.values()
+            checked[-1].append({name: arrays[name] for name in names if name in named})
+    for of_layer, layer in zip(stack.weights, checked, strict=True):
+        for weights, arrays in zip(of_layer, layer, strict=True):
+            for name, array in arrays.items():
+                shape = weights.named[name].shape
+                if not plain_out(array, dtype, shape, tuple(others)):
+                    check_accumulated(name, array, shape, dtype, others)
+                others.append(array)
+    return checked
+
+
+def _in_order(recurrences: list[list[Forward]], after: Ragged) -> list[list[Forward]]:
+    """With the rows of one length in the order of the call after, if that is of the same batch."""
+    first = recurrences[0][0]
+    if len(after.lengths) != len(first.h_n):
+        return recurrences
+    ragged = first.ragged
+    if ragged is None:
+        ragged = Ragged(np.full(len(first.h_n), first.steps, np.int64), None, first.steps)
+    ragged = replace(ragged, ranks=after.canonical_ranks())
+    return [[replace(args, ragged=ragged) for args in of_layer] for of_layer in recurrences]
+
+
+def backward(
+    saved: Saved, upstream: Upstream, x_wanted: bool, states_wanted: bool, wanted: Wanted, into: Into | None = None
+) -> Downstream:
+    """Check upstream gradients of a call and return the others, those of parameters added to `into`."""
     stack, planned = saved.stack, saved.planned
-    if saved.arrays is not None and upstream.c is None:
+    arrays = None if into is None else _check_into(saved, upstream, wanted, into)
+    if saved.arrays is not None and upstream.c is None and (into is None or into.rows is None):
         backend, weights = planned.settings.backend, stack.weights[0][0]
         assert backend is not None
         names = wanted[0][0]
         layout, seq_len, batch_size, _, threads, _ = planned.sizes
         prepared = backend.prepare_backward(
             weights, seq_len=seq_len, batch_size=batch_size, batch_first=layout.batch_first, x_wanted=x_wanted,
-            weights_wanted=not stack.weight_names.isdisjoint(names), threads=threads,
+            weights_wanted=not stack.weight_names.isdisjoint(names), threads=threads, accumulate=into is not None,
         )  # fmt: skip
         if prepared is not None:
-            return _dense_backward(saved, prepared, upstream, x_wanted, states_wanted, names)
+            grads = None if arrays is None else arrays[0][0]
+            return _dense_backward(saved, prepared, upstream, x_wanted, states_wanted, names, grads)
     dtype, layout, shape = stack.dtype, planned.sizes.layout, planned.sizes.sequence
     grad_output = check_grad_sequence("grad_output", upstream.output, layout, shape, stack.features(), dtype)
     of_c = *shape[:2], stack.directions * stack.size(of_c=True)
@@ -376,23 +426,28 @@ def backward(saved: Saved, upstream: Upstream, x_wanted: bool, states_wanted: bo
     rows = stack.layers * stack.directions, saved.batch_size
     grad_h0 = np.empty((*rows, stack.size()), dtype)
     grad_c0 = np.empty((*rows, stack.size(of_c=True)), dtype) if stack.cell.has_c else None
-    backend = planned.settings.backend
+    backend, recurrences = planned.settings.backend, saved.as_recurrences()
     assert backend is not None
+    if into is not None and into.rows is not None:
+        recurrences = _in_order(recurrences, into.rows)
     grad_x, parameters = run_backward(
-        backend, planned.sizes.threads, saved.as_recurrences(), layout, saved.drop, grad_output, grad_h_n, grad_c_n,
-        grad_c, grad_h0, grad_c0, x_wanted, states_wanted, wanted,
+        backend, planned.sizes.threads, recurrences, layout, saved.drop, grad_output, grad_h_n, grad_c_n,
+        grad_c, grad_h0, grad_c0, x_wanted, states_wanted, wanted, None, arrays,
     )  # fmt: skip
+    ragged = recurrences[0][0].ragged
     if not states_wanted:
-        return Downstream(grad_x, None, None, parameters)
+        return Downstream(grad_x, None, None, parameters, ragged)
     if not stack.stacked:
         grad_h0, grad_c0 = grad_h0[0], None if grad_c0 is None else grad_c0[0]
-    return Downstream(grad_x, layout.state(grad_h0), None if grad_c0 is None else layout.state(grad_c0), parameters)
+    of_c0 = None if grad_c0 is None else layout.state(grad_c0)
+    return Downstream(grad_x, layout.state(grad_h0), of_c0, parameters, ragged)
 
 
 def _dense_backward(
-    saved: Saved, prepared: Run, upstream: Upstream, x_wanted: bool, states_wanted: bool, names: Sequence[str]
-) -> Downstream:
-    """Backward of a prepared call, in the caller's layout: arrays lie as results do."""
+    saved: Saved, prepared: Run, upstream: Upstream, x_wanted: bool, states_wanted: bool, names: Sequence[str],
+    grads: dict[str, Array] | None,
+) -> Downstream:  # fmt: skip
+    """Backward of a prepared call, in the caller's layout: arrays lie as results do. `grads` are added to, if given."""
     stack, planned = saved.stack, saved.planned
     dtype, states, c_states = stack.dtype, planned.states, planned.c_states
     grad_output, grad_h_n, grad_c_n = upstream.output, upstream.h_n, upstream.c_n
@@ -408,19 +463,22 @@ def _dense_backward(
         grad_c_n = _state(stack, planned, "grad_c_n", grad_c_n, planned.sizes.batch_size)
     assert saved.arrays is not None
     weights = stack.weights[0][0]
-    grads = {name: np.empty(array.shape, dtype) for name, array in weights.named.items() if name in names}
+    accumulate = grads is not None
+    if grads is None:
+        grads = {name: np.empty(array.shape, dtype) for name, array in weights.named.items() if name in names}
     grad_x = planned.empty(planned.x_shape, dtype) if x_wanted else None
     grad_h0 = np.empty(states, dtype)
     grad_c0 = None if c_states is None else np.empty(c_states, dtype)
     prepared(
-        *saved.arrays, grad_output, grad_h_n, grad_c_n, grad_x, grad_h0, grad_c0, *map(grads.get, stack.cell.names)
+        *saved.arrays, grad_output, grad_h_n, grad_c_n, grad_x, grad_h0, grad_c0, accumulate,
+        *map(grads.get, stack.cell.names),
     )  # fmt: skip
     if not states_wanted:
-        return Downstream(grad_x, None, None, [[grads]])
-    return Downstream(grad_x, grad_h0, grad_c0, [[grads]])
+        return Downstream(grad_x, None, None, [[grads]], None)
+    return Downstream(grad_x, grad_h0, grad_c0, [[grads]], None)
 
 
-def make_vjp(run: Callable[[Upstream, Iterable[str] | None], Any], has_c: bool, every_c: bool) -> Callable[..., Any]:
+def make_vjp(run: Callable[[Upstream, Iterable[str] | None, Any], Any], has_c: bool, every_c: bool) -> Callable[..., Any]:
     """The function that users call, with the arguments that a cell has; `grad_c` where c of every step was returned."""
     vjp = (_vjp_of_states if every_c else _vjp_of_lstm if has_c else _vjp_without_c)(run)
     vjp.__qualname__ = "vjp"
@@ -430,24 +488,27 @@ def make_vjp(run: Callable[[Upstream, Iterable[str] | None], Any], has_c: bool, 
 def _vjp_of_states(run: Callable[..., Any]) -> Callable[..., Any]:
     def vjp(
         grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, grad_c: Any = None, *,
-        wrt: Iterable[str] | None = None,
+        wrt: Iterable[str] | None = None, accumulate_into: Any = None,
     ) -> Any:  # fmt: skip
-        return run(Upstream(grad_output, grad_h_n, grad_c_n, grad_c), wrt)
+        return run(Upstream(grad_output, grad_h_n, grad_c_n, grad_c), wrt, accumulate_into)
 
     return vjp
 
 
 def _vjp_of_lstm(run: Callable[..., Any]) -> Callable[..., Any]:
     def vjp(
-        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None
-    ) -> Any:
-        return run(Upstream(grad_output, grad_h_n, grad_c_n, None), wrt)
+        grad_output: Any = None, grad_h_n: Any = None, grad_c_n: Any = None, *, wrt: Iterable[str] | None = None,
+        accumulate_into: Any = None,
+    ) -> Any:  # fmt: skip
+        return run(Upstream(grad_output, grad_h_n, grad_c_n, None), wrt, accumulate_into)
 
     return vjp
 
 
 def _vjp_without_c(run: Callable[..., Any]) -> Callable[..., Any]:
-    def vjp(grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None) -> Any:
-        return run(Upstream(grad_output, grad_h_n, None, None), wrt)
+    def vjp(
+        grad_output: Any = None, grad_h_n: Any = None, *, wrt: Iterable[str] | None = None, accumulate_into: Any = None
+    ) -> Any:
+        return run(Upstream(grad_output, grad_h_n, None, None), wrt, accumulate_into)
 
     return vjp

@@ -200,27 +200,43 @@ def _share_memory(a: Array, b: Array) -> bool:
         return True
 
 
-def check_out(out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Any]) -> Array:
+def check_out(
+    out: Any, rule: str, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Mapping[str, Any], argument: str = "out"
+) -> Array:
     """`out` as it is, or the error that says why a result cannot be written there. `inputs` are as the caller has them:
     a backend may read copies.
     """
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a numpy array, got {type(out).__name__}")
+        raise TypeError(f"{argument}: expected a numpy array, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
-        raise TypeError("out: expected an array without a mask, got a masked array")
+        raise TypeError(f"{argument}: expected an array without a mask, got a masked array")
     if out.dtype != dtype:
-        raise TypeError(f"out: expected {dtype} (the dtype of weight_ih), got {out.dtype}")
+        raise TypeError(f"{argument}: expected {dtype} (the dtype of weight_ih), got {out.dtype}")
     if out.shape != shape:
-        raise unexpected("out", out, rule, shape)
+        raise unexpected(argument, out, rule, shape)
     if not out.flags.writeable:
-        raise ValueError("out: expected a writeable array, got a read-only one")
-    check_extent("out", out)
+        raise ValueError(f"{argument}: expected a writeable array, got a read-only one")
+    check_extent(argument, out)
     if _overlaps_itself(out):
-        raise ValueError(f"out: expected every element at a place of its own, got strides {out.strides}")
+        raise ValueError(f"{argument}: expected every element at a place of its own, got strides {out.strides}")
     for name, array in inputs.items():
         if array is not None and _share_memory(out, np.asarray(array)):
-            raise ValueError(f"out: expected memory of its own, got memory it shares with {name}")
+            raise ValueError(f"{argument}: expected memory of its own, got memory it shares with {name}")
     return out
+
+
+def check_accumulated(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], others: Sequence[Any]) -> None:
+    """The array that gradients of this parameter are added to: contiguous, and apart from `others`, such as the inputs."""
+    argument = f"accumulate_into: {name}"
+    if array is None:
+        raise ValueError(f"{argument}: expected an array, since {name} is in wrt, got None")
+    check_out(array, str(shape), shape, dtype, {}, argument)
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise ValueError(f"{argument}: expected a contiguous array, got strides {array.strides}")
+    if any(other is not None and _share_memory(array, np.asarray(other)) for other in others):
+        raise ValueError(
+            f"{argument}: expected memory of its own, got memory it shares with an input or with another gradient"
+        )
 
 
 def check_size(weights: Weights, seq_len: int, batch_size: int, training: bool) -> None:

@@ -6,7 +6,7 @@ that each in its own way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,11 +76,15 @@ def make_backward(
     grad_c0: Array | None,
     wanted: Container[str],
     grad_c: Array | None = None,
+    into: Mapping[str, Array] | None = None,
 ) -> Backward:
-    """A backend's arguments out of checked ones; allocates the gradients of those parameters that are wanted."""
+    """A backend's arguments out of checked ones; allocates the gradients of those parameters that are wanted, but where
+    they are added to those in `into`.
+    """
+    named = forward.weights.named if into is None else into
     parameters = {
-        name: np.empty_like(array) for name, array in forward.weights.named.items() if name in wanted
-    }  # fmt: skip
+        name: np.empty_like(array) if into is None else array for name, array in named.items() if name in wanted
+    }
     return Backward(
         forward,
         grad_output,
@@ -91,6 +95,7 @@ def make_backward(
         grad_h0,
         grad_c0,
         grad_c,
+        into is not None,
     )
 
 
@@ -166,9 +171,10 @@ def run_backward(
     states_wanted: bool,
     wanted: Wanted,
     executor: Any = None,
+    into: Sequence[Sequence[Mapping[str, Array]]] | None = None,
 ) -> tuple[Array | None, list[list[dict[str, Array]]]]:
     """Fill grad_h0 and grad_c0, where states are wanted, and return the gradients of x, in the caller's layout, and of
-    the parameters that are wanted, by layer and direction.
+    the parameters that are wanted, by layer and direction: those in `into`, to which they are added, or new ones.
     """
     layers, directions = len(recurrences), len(recurrences[0])
     sizes, dtype = recurrences[0][0].weights, grad_h0.dtype
@@ -202,6 +208,7 @@ def run_backward(
                     None if grad_c0 is None else grad_c0[index],
                     wanted[layer][direction],
                     of_grad_c[direction],
+                    None if into is None else into[layer][direction],
                 )
             )
         backend.backward(calls, threads, executor)

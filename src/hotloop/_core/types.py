@@ -121,11 +121,20 @@ class Ragged:
     lengths: Array  # int64 [B], contiguous
     offsets: Array | None  # int64 [B+1], contiguous: row b is offsets[b]:offsets[b+1] of flat sequences. None: padded
     steps: int  # the longest length, at least 1
+    # In backward, int64 [B], contiguous: in which order rows of one length are summed; by number where None.
+    ranks: Array | None = None
 
     def at(self, row: Any, step: Any, reverse: bool) -> Any:
         """Where step `step`, in processing order, of row `row` lies in time. Arrays are welcome."""
         time = self.lengths[row] - 1 - step if reverse else step
         return time if self.offsets is None else self.offsets[row] + time
+
+    def canonical_ranks(self) -> Array:
+        """The place of each row in the order in which the rows of a step are summed: longest first."""
+        order = np.lexsort((np.arange(len(self.lengths)) if self.ranks is None else self.ranks, -self.lengths))
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order))
+        return ranks
 
 
 class Resets(NamedTuple):
@@ -195,6 +204,7 @@ class Backward:
     grad_h0: Array  # [B, P]
     grad_c0: Array | None  # [B, H]
     grad_c: Array | None = None  # [T, B, H]
+    accumulate: bool = False  # gradients of parameters are added to what is there
 
 
 Run = Callable[..., None]  # a prepared call: see `Backend.prepare` and `Backend.prepare_backward`
@@ -232,10 +242,11 @@ class Backend(Protocol):
 
     def prepare_backward(
         self, weights: Weights, *, seq_len: int, batch_size: int, batch_first: bool, x_wanted: bool,
-        weights_wanted: bool, threads: int, executor: Any = None,
+        weights_wanted: bool, threads: int, executor: Any = None, accumulate: bool = False,
     ) -> Run | None:  # fmt: skip
         """The same for backward: `run(x, h0, c0, output, gates, c, resets, grad_output, grad_h_n, grad_c_n, grad_x,
-        grad_h0, grad_c0, *grad_parameters)`, these in the order of the cell's table.
+        grad_h0, grad_c0, accumulate, *grad_parameters)`, these in the order of the cell's table. `accumulate`: whether they
+        may be added to.
         """
 
     def fingerprint(self, arrays: Sequence[Array]) -> Callable[[], tuple[int, int]] | None:
@@ -265,8 +276,7 @@ class Options(TypedDict, total=False):
     threads: int | None
 
 
-class Gradients(NamedTuple):
-    """Gradients of an RNN or GRU call; None where an argument was absent or is not in `wrt`."""
+class _Gradients(NamedTuple):
 
     x: Array | None
     weight_ih: Array | None
@@ -276,8 +286,13 @@ class Gradients(NamedTuple):
     h0: Array | None
 
 
-class LSTMGradients(NamedTuple):
-    """Gradients of an LSTM call; None where an argument was absent or is not in `wrt`."""
+class Gradients(_Gradients):
+    """Gradients of an RNN or GRU call; None where an argument was absent or is not in `wrt`."""
+
+    rows: Ragged | None = None  # how the rows of the call lay, which `accumulate_into` goes by
+
+
+class _LSTMGradients(NamedTuple):
 
     x: Array | None
     weight_ih: Array | None
@@ -286,6 +301,12 @@ class LSTMGradients(NamedTuple):
     bias_hh: Array | None
     h0: Array | None
     c0: Array | None
+
+
+class LSTMGradients(_LSTMGradients):
+    """Gradients of an LSTM call; None where an argument was absent or is not in `wrt`."""
+
+    rows: Ragged | None = None
 
 
 class Layout(NamedTuple):
