@@ -17,6 +17,7 @@
      LSTM  G = 4, S = 4   gates i f g o        saved i f g o
      GRU   G = 3, S = 4   gates r z n          saved r z n and q, h's share of n (reset after the product)
      GRU_RESET_BEFORE     G = 3, S = 3         gates r z n, saved r z n
+     LSTM_PROJECTED       G = 4, S = 4         as LSTM, h = weight_hr (o * tanh(c))
    P, the width of h, is H; of cells that project h, which have a weight_hr, it is what their spec says.
 
    Owners and threads: the caller owns every struct and every array, and they need to live for the call only. Nothing is
@@ -40,7 +41,7 @@ enum {                            /* what every function returns that says int32
 };
 
 enum { HOTLOOP_RNN_TANH = 0, HOTLOOP_RNN_RELU = 1, HOTLOOP_LSTM = 2, HOTLOOP_GRU = 3,
-       HOTLOOP_GRU_RESET_BEFORE = 4, HOTLOOP_CELL_COUNT = 5 };
+       HOTLOOP_GRU_RESET_BEFORE = 4, HOTLOOP_LSTM_PROJECTED = 5, HOTLOOP_CELL_COUNT = 6 };
 enum { HOTLOOP_FLOAT32 = 0, HOTLOOP_FLOAT64 = 1, HOTLOOP_DTYPE_COUNT = 2 };
 
 /* What a recurrence computes. */

@@ -48,7 +48,7 @@ struct BackwardStep {
     BackwardRow<T> at{};
     at.gradients = gradients + row * row_stride;
     if (S::kLast && grad_output.start != nullptr) at.grad_output = grad_output[row];
-    if constexpr (S::saved_before() + S::kSaves > 0) at.gates = gates[row];
+    if constexpr (S::reads_saved() > 0) at.gates = gates[row];
     if constexpr ((S::kBackwardReads & kReadsOut) != 0) at.h = h[row];
     if constexpr ((S::kBackwardReads & (kReadsHPrev | kReadsOperand)) != 0) at.h_prev = h_before(row);
     if constexpr (kC) {
@@ -78,7 +78,7 @@ HOTLOOP_INLINE void stage_backward(const BackwardStep<T>& step, const BackwardRo
   if (S::kLast && at.grad_output != nullptr) d_out = d_out + part.load(at.grad_output + unit);
   BackwardUnit<Vector<T>> now;
   now.d_out = d_out;
-  for (int s = 0; s < S::saved_before() + S::kSaves; ++s) now.saved[s] = part.load(at.gates + s * H + unit);
+  for (int s = 0; s < S::reads_saved(); ++s) now.saved[s] = part.load(at.gates + s * H + unit);
   if constexpr ((S::kBackwardReads & kReadsOut) != 0) now.out = part.load(at.h + unit);
   if constexpr ((S::kBackwardReads & kReadsHPrev) != 0) now.h_prev = part.load(at.h_prev + unit);
   if constexpr ((S::kBackwardReads & kReadsOperand) != 0) now.operand = part.load(at.h_prev + unit);

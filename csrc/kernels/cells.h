@@ -151,6 +151,32 @@ struct Lstm {
   static constexpr bool kHasC = true, kCarriesH = false, kProjects = false;
 };
 
+// h is a product of weight_hr and what is h of an LSTM, m.
+struct LstmProjected {
+  struct Gates : Lstm::Update {
+    template <class V>
+    static HOTLOOP_INLINE V hidden(const BackwardUnit<V>& unit) {
+      return unit.saved[3] * tanh(unit.c);
+    }
+  };
+  struct Project : Stage {
+    static constexpr Operand kOperand = Operand::kHidden;
+    static constexpr int kParameter = HOTLOOP_WEIGHT_HR, kGates = 1, kGradients = 4, kGives = 4, kGiven = 1;
+
+    template <class V>
+    static HOTLOOP_INLINE void forward(ForwardUnit<V>& unit) {
+      unit.out = unit.a[0];
+    }
+    template <class V>
+    static HOTLOOP_INLINE void backward(BackwardUnit<V>& unit) {
+      unit.da[0] = unit.d_out;
+    }
+  };
+  using List = Stages<Gates, Project>;
+  static constexpr int kGates = 4, kGradients = 4, kXSide = 0;
+  static constexpr bool kHasC = true, kCarriesH = false, kProjects = true;
+};
+
 // Reset after the product: q, h's share of gate n, is kept apart, because r multiplies it alone. dG: dq, da_r, da_z, dx_n.
 struct Gru {
   struct Update : Stage {
@@ -265,6 +291,8 @@ struct At : StageOf<kNumber, typename Cell::List>::Type {
   static constexpr bool kLast = kNumber == kStages<Cell> - 1;
   static constexpr bool kOfOutput = Self::kParameter == HOTLOOP_WEIGHT_HR;  // its units are those of h, not of c
 
+  // Saved arrays that its derivative reads.
+  static constexpr int reads_saved() { return kOfOutput ? 0 : saved_before() + Self::kSaves; }
   // Arrays that the stages before it save.
   static constexpr int saved_before() {
     if constexpr (kNumber == 0) {

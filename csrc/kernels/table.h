@@ -32,7 +32,7 @@ template <class T>
 constexpr hotloop::TypeKernels type_kernels() {
   return {kLanes<T>,
           {cell_kernels<RnnTanh, T>(), cell_kernels<RnnRelu, T>(), cell_kernels<Lstm, T>(), cell_kernels<Gru, T>(),
-           cell_kernels<GruResetBefore, T>()},
+           cell_kernels<GruResetBefore, T>(), cell_kernels<LstmProjected, T>()},
           probe_fma<T>,
           probe_read<T>,
           probe_copy<T>,

@@ -12,7 +12,7 @@ import numpy as np
 
 from ._core import call
 from ._core.checks import check_flag, check_weights, check_wrt, gru_cell, rnn_cell
-from ._core.types import LSTM, Array, Cell, Gradients, LSTMGradients, Options
+from ._core.types import LSTM, LSTM_PROJECTED, Array, Cell, Gradients, LSTMGradients, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,8 +32,16 @@ if TYPE_CHECKING:
 States = tuple[Array, Array]  # h and c
 
 
+def _lstm_weights(
+    weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, weight_hr: Any
+) -> tuple[Cell, tuple[Any, ...]]:
+    """The cell, and its parameters in order."""
+    weights = weight_ih, weight_hh, bias_ih, bias_hh
+    return (LSTM, weights) if weight_hr is None else (LSTM_PROJECTED, (*weights, weight_hr))
+
+
 def _run(
-    cell: Cell, x: Any, weights: tuple[Any, ...], h0: Any, c0: Any, *, training: bool, batch_first: Any,
+    cell: Cell, weights: tuple[Any, ...], x: Any, h0: Any, c0: Any, *, training: bool, batch_first: Any,
     reverse: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any, threads: Any,
     out: Any = None,
 ) -> call.Results:  # fmt: skip
@@ -88,12 +96,12 @@ def _vjp(output: Array, c: Array | None, saved: call.Saved | None) -> Callable[.
 @overload
 def lstm(
     x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
-    *, return_states: Literal[False] = False, **options: Unpack[InferenceOptions],
+    *, return_states: Literal[False] = False, weight_hr: Any = None, **options: Unpack[InferenceOptions],
 ) -> tuple[Array, States]: ...  # fmt: skip
 @overload
 def lstm(
     x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
-    *, return_states: Literal[True], **options: Unpack[InferenceOptions],
+    *, return_states: Literal[True], weight_hr: Any = None, **options: Unpack[InferenceOptions],
 ) -> tuple[Array, States, Array]: ...  # fmt: skip
 def lstm(
     x: Any,
@@ -104,6 +112,7 @@ def lstm(
     h0: Any = None,
     c0: Any = None,
     *,
+    weight_hr: Any = None,
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
@@ -124,7 +133,8 @@ def lstm(
         o = sigmoid(x W_io' + b_io + h W_ho' + b_ho)
 
     The equations are those of torch.nn.LSTM: the LSTM with a forget gate of Gers, Schmidhuber and Cummins,
-    "Learning to Forget" (2000), without peepholes.
+    "Learning to Forget" (2000), without peepholes. With `weight_hr`, h' = W_hr (o * tanh(c')), the recurrent projection of
+    Sak, Senior and Beaufays, "Long Short-Term Memory" (2014), and torch's `proj_size`.
 
     Parameters
     ----------
@@ -137,6 +147,8 @@ def lstm(
     bias_ih, bias_hh : array (4*hidden_size,), optional
     h0, c0 : array (batch_size, hidden_size), optional
         Initial states, zero by default; (hidden_size,) if `x` is unbatched.
+    weight_hr : array (proj_size, hidden_size), optional
+        Projects h, whose size is then proj_size: of `h0`, `h_n`, `output`, and the columns of `weight_hh`. That of c stays.
     batch_first : bool
         The layout of `x` and of `output`; both are copy-free.
     reverse : bool
@@ -219,7 +231,7 @@ def lstm(
     ((100, 8, 32), True)
     """
     output, h_n, c_n, c, _ = _run(
-        LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=False, batch_first=batch_first,
+        *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=False, batch_first=batch_first,
         reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
         return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
@@ -230,12 +242,12 @@ def lstm(
 @overload
 def lstm_vjp(
     x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
-    *, return_states: Literal[False] = False, **options: Unpack[SequenceOptions],
+    *, return_states: Literal[False] = False, weight_hr: Any = None, **options: Unpack[SequenceOptions],
 ) -> tuple[tuple[Array, States], Callable[..., LSTMGradients]]: ...  # fmt: skip
 @overload
 def lstm_vjp(
     x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, h0: Any = None, c0: Any = None,
-    *, return_states: Literal[True], **options: Unpack[SequenceOptions],
+    *, return_states: Literal[True], weight_hr: Any = None, **options: Unpack[SequenceOptions],
 ) -> tuple[tuple[Array, States, Array], Callable[..., LSTMGradients]]: ...  # fmt: skip
 def lstm_vjp(
     x: Any,
@@ -246,6 +258,7 @@ def lstm_vjp(
     h0: Any = None,
     c0: Any = None,
     *,
+    weight_hr: Any = None,
     batch_first: bool = False,
     reverse: bool = False,
     lengths: Any = None,
@@ -268,7 +281,7 @@ def lstm_vjp(
         ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None, accumulate_into=None) -> LSTMGradients``: the
         vector-Jacobian product. With `return_states` there is `grad_c` after `grad_c_n`. Upstream gradients have the shapes of the
         results; absent ones count as zero. The result is a named tuple (x, weight_ih, weight_hh, bias_ih, bias_hh, h0,
-        c0): gradients of absent biases are None, those of h0 and c0 are always there; `wrt`, an iterable of these
+        c0, weight_hr): gradients of absent biases and of an absent weight_hr are None, those of h0 and c0 are always there; `wrt`, an iterable of these
         names, skips what it does not name (None). It may be called any number of times. `x` and the weights are not
         copied: do not change them before the last call. States, `lengths`, `offsets` and `resets` are.
 
@@ -301,7 +314,7 @@ def lstm_vjp(
     True
     """
     output, h_n, c_n, c, saved = _run(
-        LSTM, x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, c0, training=True, batch_first=batch_first,
+        *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=True, batch_first=batch_first,
         reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
         return_states=return_states, threads=threads,
     )  # fmt: skip
@@ -385,7 +398,7 @@ def gru(
     True
     """
     output, h_n, *_ = _run(
-        gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
+        gru_cell(reset_after), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
@@ -433,7 +446,7 @@ def gru_vjp(
     (96, 32)
     """
     output, h_n, _, _, saved = _run(
-        gru_cell(reset_after), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
+        gru_cell(reset_after), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads,
     )  # fmt: skip
@@ -506,7 +519,7 @@ def rnn(
     ((100, 32), (32,))
     """
     output, h_n, *_ = _run(
-        rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=False,
+        rnn_cell(nonlinearity), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads, out=out,
     )  # fmt: skip
@@ -553,7 +566,7 @@ def rnn_vjp(
     (100, 40)
     """
     output, h_n, _, _, saved = _run(
-        rnn_cell(nonlinearity), x, (weight_ih, weight_hh, bias_ih, bias_hh), h0, None, training=True,
+        rnn_cell(nonlinearity), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
         reset_state=reset_state, return_states=return_states, threads=threads,
     )  # fmt: skip

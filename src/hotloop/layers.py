@@ -29,8 +29,8 @@ from ._core.checks import (
     rnn_cell,
 )
 from ._core.dropout import drop
-from ._core.parameters import check_mapping, frozen, read_state_dict
-from ._core.types import CELLS, Array, Cell, Options, Ragged
+from ._core.parameters import NO_PROJECTION, check_mapping, frozen, read_state_dict
+from ._core.types import CELLS, LSTM_PROJECTED, Array, Cell, Options, Ragged
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -85,10 +85,16 @@ class _Layers(Generic[State]):
         bidirectional: bool,
         dtype: npt.DTypeLike,
         rng: Any,
+        proj_size: int = 0,
     ) -> None:
         self._cell = cell
         self._input_size = check_integer("input_size", input_size, 1)
         self._hidden_size = check_integer("hidden_size", hidden_size, 1)
+        self._proj_size = check_integer("proj_size", proj_size, 0)
+        if self._proj_size and not cell.projects:
+            raise ValueError(f"{NO_PROJECTION}, got {proj_size}")
+        if self._proj_size >= self._hidden_size:
+            raise ValueError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
         self._num_layers = check_integer("num_layers", num_layers, 1)
         self._bias = check_flag("bias", bias)
         self._batch_first = check_flag("batch_first", batch_first)
@@ -115,12 +121,12 @@ class _Layers(Generic[State]):
         """The shape of every parameter by name, in torch's order."""
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(self._num_layers):
-            columns = self._input_size if layer == 0 else self._hidden_size * self._directions
+            columns = self._input_size if layer == 0 else self._output_size * self._directions
             for suffix in self._suffixes(layer):
                 for parameter in self._cell.parameters:
                     if self._bias or parameter.operand is not None:
                         shapes[f"{parameter.name}{suffix}"] = parameter.shape(
-                            self._cell, columns, self._hidden_size, self._hidden_size
+                            self._cell, columns, self._hidden_size, self._output_size
                         )
         return shapes
 
@@ -143,11 +149,12 @@ class _Layers(Generic[State]):
         return 2 if self._bidirectional else 1
 
     @property
-    def _features(self) -> str:
-        return "2*hidden_size" if self._bidirectional else "hidden_size"
+    def _output_size(self) -> int:
+        return self._proj_size or self._hidden_size
 
     input_size = property(operator.attrgetter("_input_size"), doc="Features of `x`.")
-    hidden_size = property(operator.attrgetter("_hidden_size"), doc="Features of h, in each direction.")
+    hidden_size = property(operator.attrgetter("_hidden_size"), doc="Features of h before a projection, in each direction.")
+    proj_size = property(operator.attrgetter("_proj_size"), doc="Features of h behind a projection; 0: there is none.")
     num_layers = property(operator.attrgetter("_num_layers"), doc="Layers, each on the output of the one before.")
     bias = property(operator.attrgetter("_bias"), doc="Whether there are biases.")
     batch_first = property(operator.attrgetter("_batch_first"), doc="Whether sequences are (batch_size, seq_len, *).")
@@ -159,7 +166,7 @@ class _Layers(Generic[State]):
         parts = [str(self._input_size), str(self._hidden_size)]
         defaults = {
             "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
-            "bidirectional": False, "reset_after": True,
+            "bidirectional": False, "proj_size": 0, "reset_after": True,
         }  # fmt: skip
         options = {name: getattr(self, name) for name in defaults if hasattr(self, name)}
         parts += [f"{name}={value!r}" for name, value in options.items() if defaults.get(name) != value]
@@ -172,7 +179,7 @@ class _Layers(Generic[State]):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = state | {
+        state = {"_proj_size": 0} | state | {
             "_cell": CELLS[state["_cell"]],
             "_dtype": check_dtype(state["_dtype"]),
             "_lock": threading.Lock(),
@@ -290,7 +297,7 @@ class _Layers(Generic[State]):
         x : array (seq_len, batch_size, input_size)
             (batch_size, seq_len, input_size) with `batch_first`, (seq_len, input_size) for one unbatched sequence.
         state : array or (array, array), optional
-            h0, for an LSTM (h0, c0), each (num_layers*num_directions, batch_size, hidden_size), zero by default;
+            h0, for an LSTM (h0, c0), each (num_layers*num_directions, batch_size, hidden_size), or with `proj_size` h0 of that, zero by default;
             without batch_size if `x` is unbatched. Layers are outermost, forward before reverse.
         lengths, offsets
             Sequences of several lengths, padded or, with ``offsets=np.append(0, lengths.cumsum())``, one behind the
@@ -478,6 +485,8 @@ class RNN(_Layers[Array]):
         The probability to drop an element of the output of every layer but the last, in `vjp` only.
     bidirectional : bool
         Whether each layer has a second direction, from the last step to the first.
+    proj_size : int
+        0: only an LSTM has projections.
     dtype : float32 or float64
         Of the parameters and of every array of a call.
     rng : int or numpy.random.Generator, optional
@@ -510,12 +519,13 @@ class RNN(_Layers[Array]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        proj_size: int = 0,
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
         cell = rnn_cell(nonlinearity)
         super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng, proj_size
         )
 
     @property
@@ -556,6 +566,9 @@ class LSTM(_Layers[tuple[Array, Array]]):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
         As in `RNN`.
+    proj_size : int
+        Where it is not 0, weight_hr projects h to so many features: those of `output`, `h_n` and h0, in each direction. It
+        is smaller than hidden_size, which stays the size of c.
 
     Raises
     ------
@@ -577,6 +590,13 @@ class LSTM(_Layers[tuple[Array, Array]]):
     >>> grads.parameters["weight_hh_l1_reverse"].shape
     (128, 32)
     >>> layer.update({name: p - 0.1 * grads.parameters[name] for name, p in layer.state_dict().items()})
+
+    With a projection:
+
+    >>> layer = hotloop.LSTM(40, 32, proj_size=8)
+    >>> output, (h_n, c_n) = layer(x)
+    >>> output.shape, h_n.shape, c_n.shape, layer.state_dict()["weight_hr_l0"].shape
+    ((100, 8, 8), (1, 8, 8), (1, 8, 32), (8, 32))
     """
 
     _gates = 4
@@ -591,12 +611,13 @@ class LSTM(_Layers[tuple[Array, Array]]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        proj_size: int = 0,
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
-        cell = CELLS["lstm"]
+        cell = LSTM_PROJECTED if proj_size else CELLS["lstm"]
         super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng, proj_size
         )
 
     @classmethod
@@ -643,7 +664,7 @@ class GRU(_Layers[Array]):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, dtype, rng
         As in `RNN`.
     reset_after : bool
         As in `hotloop.gru`: True is torch's form.
@@ -675,12 +696,13 @@ class GRU(_Layers[Array]):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        proj_size: int = 0,
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
         cell = gru_cell(reset_after)
         super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng, proj_size
         )
 
     @property

@@ -58,6 +58,10 @@ def lstm_backward(i: Any, f: Any, g: Any, o: Any, c_prev: Any, c: Any, dh: Any, 
     return da_i, da_f, da_g, da_o, dc_prev
 
 
+# LSTM with projection (Sak, Senior, Beaufays, "Long Short-Term Memory Based Recurrent Neural Network Architectures", 2014,
+# without the non-recurrent projection): the h above is m, and h' = W_hr m. It has no equations of its own.
+
+
 # GRU, reset after the product (Cho et al., "Learning Phrase Representations", 2014, in the form of cuDNN and PyTorch):
 # q is h's share of gate n, W_hn h + b_hn, and r multiplies it alone.
 
@@ -223,10 +227,22 @@ def _gru_reset_before_back(
     return Gradients([da_r, da_z, da_n], stages, dh_prev, d_operand)
 
 
+def _lstm_projected(x: Any, product: Product, h_prev: Any, operand: Any, c_prev: Any, functions: Functions) -> State:
+    saved, m, c = _lstm(x, product, h_prev, operand, c_prev, functions)
+    return State(saved, product(m, 1)[0], c)
+
+
+def _lstm_projected_back(given: Given, dh: Any, dc: Any, product_back: ProductBack, functions: Functions) -> Gradients:
+    found = _lstm_back(given, product_back([dh], 1), dc, product_back, functions)
+    m = given.saved[3] * functions.tanh(given.c)
+    return found._replace(stages=[*found.stages, (m, [dh])])
+
+
 STEPS = {
     "rnn_tanh": Step(_rnn_tanh, _rnn_tanh_back),
     "rnn_relu": Step(_rnn_relu, _rnn_relu_back),
     "lstm": Step(_lstm, _lstm_back),
     "gru": Step(_gru, _gru_back),
     "gru_reset_before": Step(_gru_reset_before, _gru_reset_before_back),
+    "lstm_projected": Step(_lstm_projected, _lstm_projected_back),
 }

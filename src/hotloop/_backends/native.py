@@ -11,7 +11,7 @@ import numpy as np
 
 from .._core import memory
 from .._core.environment import quoted, refuse
-from .._core.types import Array, Backward, Forward, Run, Weights
+from .._core.types import CELLS, Array, Backward, Forward, Run, Weights
 
 try:
     from .._calls import backward as _dense_backward
@@ -27,13 +27,7 @@ except ModuleNotFoundError as error:
 
 NAME = "native"
 
-_CELLS = {
-    "rnn_tanh": lib.HOTLOOP_RNN_TANH,
-    "rnn_relu": lib.HOTLOOP_RNN_RELU,
-    "lstm": lib.HOTLOOP_LSTM,
-    "gru": lib.HOTLOOP_GRU,
-    "gru_reset_before": lib.HOTLOOP_GRU_RESET_BEFORE,
-}
+_CELLS = {name: getattr(lib, f"HOTLOOP_{name.upper()}") for name in CELLS}
 _DTYPES = {np.dtype(np.float32): lib.HOTLOOP_FLOAT32, np.dtype(np.float64): lib.HOTLOOP_FLOAT64}
 _AGAIN = lib.HOTLOOP_AGAIN
 _BYTE = np.dtype(np.uint8)

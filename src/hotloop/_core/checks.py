@@ -95,7 +95,7 @@ def _rows(cell: Cell) -> str:
 
 def width_rule(cell: Cell) -> str:
     """The size of h, in words."""
-    return "proj_size" if "weight_hr" in cell.names else "hidden_size"
+    return "proj_size" if cell.projects else "hidden_size"
 
 
 def _rule(cell: Cell, parameter: Parameter) -> str:

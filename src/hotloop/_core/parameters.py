@@ -11,7 +11,8 @@ import numpy as np
 from .arrays import as_array
 from .types import Array
 
-PARAMETER = re.compile(r"(?P<name>(weight|bias)_(ih|hh))_l(?P<layer>\d+)(?P<reverse>_reverse)?")
+PARAMETER = re.compile(r"(?P<name>(weight|bias)_(ih|hh)|weight_hr)_l(?P<layer>\d+)(?P<reverse>_reverse)?")
+NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"  # in torch's words
 _CELLS = {1: "an RNN", 3: "a GRU", 4: "an LSTM"}  # by the number of gates
 
 
@@ -35,8 +36,6 @@ def read_state_dict(mapping: Any, prefix: Any, gates: int) -> tuple[dict[str, An
     found = {name.removeprefix(prefix): value for name, value in mapping.items() if name.startswith(prefix)}
     if not found:
         raise ValueError(f"mapping: expected names that start with {prefix!r}, got {sorted(mapping)}")
-    if projected := [prefix + name for name in found if name.startswith("weight_hr_l")]:
-        raise ValueError(f"mapping: expected layers without projections (proj_size=0), got {projected}")
     matches = [match for match in map(PARAMETER.fullmatch, found) if match]
     if unknown := [prefix + name for name in found if not PARAMETER.fullmatch(name)]:
         raise ValueError(f"mapping: expected names as {prefix}weight_ih_l0, got {unknown}")
@@ -48,9 +47,12 @@ def read_state_dict(mapping: Any, prefix: Any, gates: int) -> tuple[dict[str, An
     weight = as_array(f"{prefix}weight_ih_l0", found["weight_ih_l0"])
     if weight.ndim != 2:
         raise ValueError(f"{prefix}weight_ih_l0: expected 2 dimensions, got shape {weight.shape}")
-    if "weight_hh_l0" in found:
+    projected = [prefix + name for name in found if name.startswith("weight_hr_l")]
+    if projected and gates != 4:
+        raise ValueError(f"mapping: {NO_PROJECTION}, got {projected}")
+    if "weight_hh_l0" in found and not projected:
         _check_kind(f"{prefix}weight_hh_l0", as_array(f"{prefix}weight_hh_l0", found["weight_hh_l0"]), gates)
-    return found, {
+    shape = {
         "input_size": weight.shape[1],
         "hidden_size": weight.shape[0] // gates,
         "num_layers": len(layers),
@@ -58,6 +60,12 @@ def read_state_dict(mapping: Any, prefix: Any, gates: int) -> tuple[dict[str, An
         "bidirectional": any(match["reverse"] for match in matches),
         "dtype": weight.dtype,
     }
+    if projected:
+        weight_hr = as_array(f"{prefix}weight_hr_l0", found.get("weight_hr_l0"))
+        if weight_hr.ndim != 2:
+            raise ValueError(f"{prefix}weight_hr_l0: expected 2 dimensions, got shape {weight_hr.shape}")
+        shape["proj_size"] = len(weight_hr)
+    return found, shape
 
 
 def _check_kind(name: str, weight_hh: Array, gates: int) -> None:

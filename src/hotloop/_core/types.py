@@ -61,6 +61,11 @@ class Cell:
         object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
         object.__setattr__(self, "weight_names", tuple(weights))
 
+    @property
+    def projects(self) -> bool:
+        """Whether h is a product of weight_hr."""
+        return "weight_hr" in self.names
+
     def saved_shapes(self, *lead: int, hidden_size: int) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """The shapes of what training saves, of sequences that begin with the sizes `lead`: of `gates`, its saved arrays
         side by side, and of c. None: a cell that has no such array.
@@ -81,8 +86,12 @@ GRU = Cell("gru", 3, _gates(3), ("r", "z", "n", "q"), has_c=False)
 GRU_RESET_BEFORE = Cell(
     "gru_reset_before", 3, (Stage("h", "weight_hh", 2), Stage("hidden", "weight_hh", 1)), ("r", "z", "n"), has_c=False
 )
+LSTM_PROJECTED = Cell(
+    "lstm_projected", 4, (Stage("h", "weight_hh", 4), Stage("hidden", "weight_hr", 1)), LSTM.saved, has_c=True,
+    parameters=(*_PARAMETERS, Parameter("weight_hr", "hidden")),
+)  # fmt: skip
 PARAMETERS = LSTM.names  # of every cell that projects nothing
-CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE)}
+CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE, LSTM_PROJECTED)}
 
 
 class Weights(NamedTuple):
@@ -301,6 +310,7 @@ class _LSTMGradients(NamedTuple):
     bias_hh: Array | None
     h0: Array | None
     c0: Array | None
+    weight_hr: Array | None = None
 
 
 class LSTMGradients(_LSTMGradients):

@@ -55,12 +55,11 @@ def _call(weights: Sequence[Tensor], given: Sequence[Any]) -> Call:
     if seed is not None and (seed.numel() != 1 or seed.dtype is not torch.int64):
         raise ValueError(f"seed: expected an int64 of one element, got {seed.dtype} of shape {tuple(seed.shape)}")
     of, output_size = CELLS[cell], weights[1].shape[1]
-    projects = "weight_hr" in of.names
-    hidden_size = weights[0].shape[0] // of.gates if projects else output_size
+    hidden_size = weights[0].shape[0] // of.gates if of.projects else output_size
     return Call(
         of, layers, directions, hidden_size, bias, layout, given[11], given[12], given[13] or None,
         lengths, resets, batch_sizes, unsorted, None if seed is None else int(seed), batch_size,
-        proj_size=output_size if projects else 0,
+        proj_size=output_size if of.projects else 0,
     )  # fmt: skip
 
 
