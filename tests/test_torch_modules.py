@@ -544,11 +544,9 @@ def test_packed_with_wrong_states():
         assert isinstance(want, tuple)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning", "ignore:.*torch.jit:DeprecationWarning")
-def test_projection_autocast_and_transforms_are_torchs():
-    ours, theirs = twins("LSTM", 5, 6, proj_size=3)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_autocast_and_transforms_are_torchs():
     x = torch.randn(7, 3, 5)
-    assert torch.equal(ours(x)[0], theirs(x)[0])
     ours, theirs = twins("LSTM", 5, 6)
     for grad in (True, False):
         for _ in range(2):  # it has run before, too

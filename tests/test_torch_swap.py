@@ -89,7 +89,6 @@ def quantized():
 
 
 LEFT = {
-    "a projection (proj_size = 2)": lambda: torch.nn.LSTM(5, 6, proj_size=2),
     "parameters of torch.float16": lambda: torch.nn.GRU(5, 6).half(),
     "parameters of torch.bfloat16": lambda: torch.nn.LSTMCell(5, 6, dtype=torch.bfloat16),
     "parameters on meta": lambda: torch.nn.GRU(5, 6, device="meta"),

@@ -205,7 +205,7 @@ class Call:
         """Features of h."""
         return self.proj_size or self.hidden_size
 
-    def _states(self, batch_size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    def states(self, batch_size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """The shapes of h and of c, [layers*directions, B, *]."""
         rows = self.layers * self.directions, batch_size
         return (*rows, self.output_size), (*rows, self.hidden_size)
@@ -287,7 +287,7 @@ class Call:
             assert rows.ragged is not None
             batch_size = len(rows.ragged.lengths)
         steps_rows = sequence.shape[:2]
-        of_h, of_c = self._states(batch_size)
+        of_h, of_c = self.states(batch_size)
         output = _memory.empty(layout.shape(*steps_rows, directions * self.output_size), dtype)
         of_every_c = layout.shape(*steps_rows, directions * self.hidden_size)
         c = _memory.empty(of_every_c, dtype) if self.return_states else None
@@ -338,7 +338,7 @@ class Call:
         sequence = self._sequence(given, rows)
         dtype, directions = sequence.dtype, self.directions
         batch_size = sequence.shape[1] if rows.gather is None or rows.ragged is None else len(rows.ragged.lengths)
-        of_h, of_c = self._states(batch_size)
+        of_h, of_c = self.states(batch_size)
         grad_h0 = np.empty(of_h, dtype)
         grad_c0 = np.empty(of_c, dtype) if self.cell.has_c else None
         recurrences = self._saved(

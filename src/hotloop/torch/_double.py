@@ -23,7 +23,7 @@ import torch
 
 from .._backends import cells as _cells
 from .._core.dropout import drop
-from .._core.types import Cell
+from .._core.types import LSTM, Cell
 from . import _private
 from ._bridge import Call, Ran, Rows, to_array
 from ._packed import Kept
@@ -271,6 +271,7 @@ class _Recurrence:
     c: Tensor | None
     jacobian: _Jacobian | None  # None: of one step
     before: Tensor | None = None  # of an RNN: the states before every step
+    weights: tuple[Tensor, Tensor] | None = None  # weight_hh and weight_hr, where h is projected
 
 
 class _Stack:
@@ -284,9 +285,11 @@ class _Stack:
         self.rows = call.rows(to_array(x.detach()))
         with torch.set_grad_enabled(connected):
             sequence, self.active, self.index = _padded(call, self.rows, x)
-        self.states = call.layers * call.directions, sequence.shape[1], call.hidden_size
+        self.states = call.states(sequence.shape[1])
         self.masks = [_Masks(self.rows, direction, self.active) for direction in range(call.directions)]
-        h0, c0 = (None if one is None else one.reshape(self.states) for one in (h0, c0))
+        h0, c0 = (
+            None if one is None else one.reshape(shape) for one, shape in zip((h0, c0), self.states, strict=True)
+        )
         self.each = len(call.names) * call.directions
         self.layers: list[list[_Recurrence]] = []
         self.dropped: list[Any] = []
@@ -323,7 +326,7 @@ class _Stack:
         of_layer = Call(
             call.cell, 1, call.directions, call.hidden_size, call.bias, "time_major", 0.0, call.cell.has_c,
             call.threads, None if lengths is None else torch.from_numpy(lengths),
-            None if first is None else torch.from_numpy(np.ascontiguousarray(first.at)),
+            None if first is None else torch.from_numpy(np.ascontiguousarray(first.at)), proj_size=call.proj_size,
         )  # fmt: skip
         check_inputs(of_layer, x, h0, c0, weights)  # `.data` of them may have been assigned to since
         with torch.set_grad_enabled(self.connected):
@@ -349,7 +352,7 @@ class _Stack:
         self, x: Tensor, output: Any, every_c: Any, states: Sequence[Any], weights: Sequence[Tensor]
     ) -> list[_Recurrence]:
         call, made = self.call, []
-        size, each = call.hidden_size, self.each // call.directions
+        each = self.each // call.directions
         for direction in range(call.directions):
             masks, reverse = self.masks[direction], direction == 1
             if call.cell.name in _OF_OUTPUT:
@@ -364,19 +367,23 @@ class _Stack:
                 _variable(x), *(None if one is None else _variable(one[direction]) for one in states),
                 *(_variable(weight) for weight in weights[direction * each :][:each]),
             ]  # fmt: skip
-            sequence, h0, c0, weight_ih, weight_hh, *biases = variables
-            bias_ih, bias_hh = biases or (None, None)
-            h = _before(self._half(output, direction), h0, masks, reverse, sequence, size)
-            h_share = torch.nn.functional.linear(h, weight_hh, bias_hh)
-            x_share = torch.nn.functional.linear(sequence, weight_ih, bias_ih)
+            sequence, h0, c0 = variables[:3]
+            named = dict(zip(call.names, variables[3:], strict=True))
+            h = _before(self._half(output, direction), h0, masks, reverse, sequence, call.output_size)
+            h_share = torch.nn.functional.linear(h, named["weight_hh"], named.get("bias_hh"))
+            x_share = torch.nn.functional.linear(sequence, named["weight_ih"], named.get("bias_ih"))
             h, c = _variable(h), None
             if call.cell.has_c:
-                c = _before(self._half(every_c, direction), c0, masks, reverse, sequence, size)
+                c = _before(self._half(every_c, direction), c0, masks, reverse, sequence, call.hidden_size)
                 c = _variable(c)
+            weight = named["weight_hh"]
             new_h, new_c = _step(call.cell, x_share, h_share, h, c)
             one = _Recurrence(reverse, masks, variables, new_h, new_c, None)
+            if call.cell.projects:  # h of all steps; as a recurrence m is the state, and both weights are one
+                one.weights = weight, named["weight_hr"]
+                one.h, weight = torch.nn.functional.linear(new_h, one.weights[1]), weight @ one.weights[1]
             if len(sequence) > 1:
-                one.jacobian = self._jacobian(one, weight_hh, h_share, h, c)
+                one.jacobian = self._jacobian(one, new_h, weight, h_share, h, c)
             made.append(one)
         return made
 
@@ -396,7 +403,9 @@ class _Stack:
                 one.jacobian = _Jacobian(weights[1], rows, None, None, None, None)
         return one
 
-    def _jacobian(self, one: _Recurrence, weight: Tensor, h_share: Tensor, h: Tensor, c: Tensor | None) -> _Jacobian:
+    def _jacobian(
+        self, one: _Recurrence, new_h: Tensor, weight: Tensor, h_share: Tensor, h: Tensor, c: Tensor | None
+    ) -> _Jacobian:
         steps = slice(None, -1) if one.reverse else slice(1, None)
         apart = one.masks.apart
 
@@ -410,7 +419,7 @@ class _Stack:
                 found = [None if each is None else torch.where(apart[steps], 0.0, each) for each in found]
             return [*found, None][:3]
 
-        rows_h, h_h, h_c = derivatives(one.h)
+        rows_h, h_h, h_c = derivatives(new_h)
         rows_c, _, c_c = (None, None, None) if one.c is None else derivatives(one.c)
         assert rows_h is not None
         return _Jacobian(weight, rows_h, h_h, rows_c, h_c, c_c)
@@ -422,7 +431,9 @@ class _Stack:
             None if one is None else _padded_gradient(call, self.rows, one, self.active, self.index)
             for one in (upstream[0], upstream[3])
         )
-        last = [None if one is None else one.reshape(self.states) for one in upstream[1:3]]
+        last = [
+            None if one is None else one.reshape(shape) for one, shape in zip(upstream[1:3], self.states, strict=True)
+        ]
         of_states: list[list[Tensor | None]] = [[], []]  # from the last to the first
         of_weights: list[Tensor | None] = []
         for layer in reversed(range(call.layers)):
@@ -447,14 +458,20 @@ class _Stack:
             if layer and of_output is not None and self.dropped[layer - 1] is not None:
                 of_output = of_output * self.dropped[layer - 1]
         found_x = None if of_output is None or not wanted[0] else _unpadded(call, self.rows, of_output)
-        return [found_x, *(self._of_state(grads, self.inputs[i]) for i, grads in enumerate(of_states, 1)), *of_weights]
+        states = (
+            self._of_state(grads, shape, self.inputs[i])
+            for i, (grads, shape) in enumerate(zip(of_states, self.states, strict=True), 1)
+        )
+        return [found_x, *states, *of_weights]
 
-    def _of_state(self, grads: Sequence[Tensor | None], like: Tensor | None) -> Tensor | None:
+    def _of_state(
+        self, grads: Sequence[Tensor | None], shape: tuple[int, int, int], like: Tensor | None
+    ) -> Tensor | None:
         """The gradient of h0 or c0."""
         there = [grad for grad in grads if grad is not None]
         if like is None or not there:
             return None
-        zeros = torch.zeros(self.states[1:], dtype=like.dtype)
+        zeros = torch.zeros(shape[1:], dtype=like.dtype)
         return torch.stack([zeros if grad is None else grad for grad in grads]).reshape(like.shape)
 
     def _gradients_of(
@@ -469,7 +486,7 @@ class _Stack:
             h = torch.zeros_like(one.h) if h is None else h
             if one.c is not None:
                 c = torch.zeros_like(one.c) if c is None else c
-            h, c = _scan(True, one.reverse, one.jacobian, h, c)
+            h, c = self._scan(one, one.jacobian, h, c)
         if one.before is not None and h is not None:
             results = self._products(one, h, wanted)
         else:
@@ -483,6 +500,23 @@ class _Stack:
                 if end is not None and wanted[i] and one.variables[i] is not None:
                     results[i] = _added(results[i], torch.where(masks.empty, end, 0.0))
         return results
+
+    def _scan(
+        self, one: _Recurrence, jacobian: _Jacobian, h: Tensor, c: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of the states of every step, with what comes to them from the steps after."""
+        if one.weights is None:
+            return _scan(True, one.reverse, jacobian, h, c)
+        weight_hh, weight_hr = one.weights
+        m, c = _scan(True, one.reverse, jacobian, h @ weight_hr, c)
+        assert c is not None and jacobian.rows_c is not None  # noqa: PT018
+        after = slice(None, -1) if one.reverse else slice(1, None)
+        size = m.shape[-1]
+        gates = _of_gates(jacobian.rows_h, size) * m[after].unsqueeze(-2)
+        gates = gates + _of_gates(jacobian.rows_c, size) * c[after].unsqueeze(-2)
+        passed = gates.reshape(*gates.shape[:-2], -1) @ weight_hh
+        nothing = torch.zeros_like(h[:1])
+        return h + torch.cat((nothing, passed) if one.reverse else (passed, nothing)), c
 
     def _products(self, one: _Recurrence, grad_h: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of an RNN's x, h0 and weights, from those of its states."""
@@ -537,8 +571,9 @@ _FUNCTIONS = _cells.Functions(torch.tanh, torch.sigmoid, torch.relu)
 
 
 def _step(cell: Cell, of_x: Tensor, of_h: Tensor, h: Any, c: Any) -> tuple[Tensor, Tensor | None]:
-    """A step of a cell of one product, which `of_h` is."""
-    state = _cells.STEPS[cell.name].forward(
+    """The first stage of a cell, whose product `of_h` is."""
+    name = LSTM.name if cell.projects else cell.name
+    state = _cells.STEPS[name].forward(
         of_x.chunk(cell.gates, -1), lambda *_: of_h.chunk(cell.gates, -1), h, h, c, _FUNCTIONS
     )
     return state.h, state.c

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .._core.checks import check_return_states
-from .._core.types import CELLS, PARAMETERS, RNN_TANH, Cell
+from .._core.types import CELLS, LSTM_PROJECTED, PARAMETERS, RNN_TANH, Cell
 from . import _ops, _prepared, _private
 from ._bridge import Call
 from ._packed import MANY_ROWS, PLAIN, Kept
@@ -217,14 +217,14 @@ class _Recurrent(_Base):
             if len(shape) != 2:
                 return None
             seq_len, batch_size, features = 1, *shape
-            states: tuple[int, ...] = batch_size, kept.call.hidden_size
+            rows: tuple[int, ...] = (batch_size,)
         elif len(shape) == 3:
             seq_len, batch_size, features = shape
             if layout == "batch_first":
                 seq_len, batch_size = batch_size, seq_len
                 if seq_len > 1 and batch_size > 1:
                     return None
-            states = 1, batch_size, kept.call.hidden_size
+            rows = 1, batch_size
         else:
             return None
         if features != self.input_size:
@@ -232,12 +232,13 @@ class _Recurrent(_Base):
         if resets is not None and not _fits(resets, torch.bool, shape[:2]):
             return None
         h0 = c0 = None
+        states = *rows, kept.call.output_size
         if hx is not None:
             if kept.call.cell.has_c:
                 if type(hx) is not tuple or len(hx) != 2:
                     return None
                 h0, c0 = hx
-                if not _fits(c0, dtype, states):
+                if not _fits(c0, dtype, (*rows, kept.call.hidden_size)):
                     return None
             else:
                 h0 = hx
@@ -307,7 +308,7 @@ class _Layers(_Recurrent):
         _update_flat_weights: Any
 
     def _cell(self) -> Cell | None:
-        return CELLS[_MODES[self.mode]] if self.mode in _MODES and not self.proj_size else None
+        return LSTM_PROJECTED if self.proj_size else CELLS.get(_MODES.get(self.mode, ""))
 
     def _own(self) -> list[Any] | None:
         parameters, given = self._parameters, self._flat_weights
@@ -329,9 +330,11 @@ class _Layers(_Recurrent):
         return self._flat_weights
 
     def _call(self, layout: str) -> Call:
+        cell = self._cell()
+        assert cell is not None
         return Call(
-            CELLS[_MODES[self.mode]], self.num_layers, 2 if self.bidirectional else 1, self.hidden_size, self.bias,
-            layout, self.dropout,
+            cell, self.num_layers, 2 if self.bidirectional else 1, self.hidden_size, self.bias, layout, self.dropout,
+            proj_size=self.proj_size,
         )  # fmt: skip
 
     def _expected(self) -> list[tuple[int, ...]]:
@@ -398,8 +401,7 @@ class _Layers(_Recurrent):
                 "lengths, resets, return_states, threads: expected a call that hotloop runs (dense tensors of float32 "
                 f"or float64 on the CPU, of the shapes that torch documents), got {reason}"
             )
-        if not self.proj_size:
-            self._check_weights(self._flat_weights_names)
+        self._check_weights(self._flat_weights_names)
         return super().forward(input, hx)
 
     def _layers(
@@ -456,14 +458,14 @@ class _Layers(_Recurrent):
                 h0, c0 = hx
             else:
                 h0 = hx
-            first, width = call.layers * call.directions, call.hidden_size
-            states = (first, width) if layout == "unbatched" else (first, count, width)
-            for name, state in (("h0", h0), ("c0", c0)):
+            first = call.layers * call.directions
+            lead = (first,) if layout == "unbatched" else (first, count)
+            for name, state, width in (("h0", h0, call.output_size), ("c0", c0, call.hidden_size)):
                 if state is None and name == "c0" and not call.cell.has_c:
                     continue
                 if reason := _unfit(name, state, dtype, traced):
                     return reason
-                if state.shape != states:
+                if state.shape != (*lead, width):
                     return f"{name} of shape {tuple(state.shape)}"
         if extra:
             call.lengths, call.resets, call.threads = lengths, _flags(resets, traced), threads
@@ -503,7 +505,7 @@ class LSTM(_Layers, torch.nn.LSTM):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        As in torch.nn.LSTM. With a projection (`proj_size`) every call is torch's. Dropout draws its seed from torch's
+        As in torch.nn.LSTM.  Dropout draws its seed from torch's
         generator, so torch.manual_seed decides what is dropped; but it is not what torch.nn.LSTM would drop.
 
     Raises

@@ -55,7 +55,7 @@ def replace_modules(model: torch.nn.Module) -> Replaced:
     Replaced
         `replaced`, a dict from the names of layers to their classes, and `left`, a dict from the names of recurrent
         layers that stay torch's to the reason: subclasses (with what they do on their own), parametrized, pruned or
-        weight-normed layers, quantized ones, those with a projection, and those whose parameters are not on the CPU or
+        weight-normed layers, quantized ones, and those whose parameters are not on the CPU or
         neither float32 nor float64. `already`, a dict from the names of layers that were hotloop's before the call to
         their classes.
 
@@ -67,10 +67,10 @@ def replace_modules(model: torch.nn.Module) -> Replaced:
     Examples
     --------
     >>> import torch, hotloop.torch
-    >>> model = torch.nn.ModuleDict({"a": torch.nn.GRU(8, 16), "b": torch.nn.LSTM(8, 16, proj_size=4)})
+    >>> model = torch.nn.ModuleDict({"a": torch.nn.GRU(8, 16), "b": torch.nn.LSTM(8, 16, proj_size=4).half()})
     >>> print(hotloop.torch.replace_modules(model))
     replaced a: GRU
-    left b: a projection (proj_size = 4)
+    left b: parameters of torch.float16
     >>> type(model["a"])
     <class 'hotloop.torch.GRU'>
     """
@@ -141,8 +141,6 @@ def theirs_of(kind: type) -> type | None:
 
 def _reason(module: Any) -> str | None:
     """Why a layer of torch's own type is left as it is."""
-    if getattr(module, "proj_size", 0):
-        return f"a projection (proj_size = {module.proj_size})"
     if "forward" in vars(module):
         return "a forward of its own"
     parameters = module._parameters
