@@ -91,7 +91,8 @@ int check_buffers(const Plan& plan, const hotloop_buffers& buffers) {
   const hotloop_cell_traits& cell = plan.kernels().traits;
   const int64_t T = buffers.seq_len, B = buffers.batch_size;
   if (T < 1 || T > plan.seq_len || B < 0 || B > plan.batch_size || buffers.cursor < 0 || buffers.cursor > T ||
-      (plan.on_stack && buffers.cursor != 0) || missing(buffers.x, B) || missing(buffers.output, B)) {
+      (plan.on_stack && buffers.cursor != 0) ||
+      ((plan.uses & HOTLOOP_MASKED) == 0 && buffers.recurrent_mask != nullptr) || missing(buffers.x, B) || missing(buffers.output, B)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   // What training saves is there in training and backward, and nowhere else.
@@ -174,6 +175,7 @@ void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& cal
           buffers.resets_stride_t,
           buffers.resets_stride_b,
           buffers.cursor,
+          buffers.recurrent_mask,
           nullptr};
   memcpy(call.parameters, weights.parameters, sizeof call.parameters);
 }

@@ -24,6 +24,7 @@ struct ForwardCall {
   const uint8_t* resets;
   int64_t resets_stride_t, resets_stride_b;
   int64_t cursor;
+  const void* recurrent_mask;
   const int64_t* ranks;  // backward: of hotloop_gradients
 };
 

@@ -75,7 +75,8 @@ enum {
   HOTLOOP_GRAD_WEIGHTS = 16,      /* backward: gradients of weights may be wanted */
   HOTLOOP_RESET_TO_INITIAL = 32,  /* backward: the buffers may have resets and reset_to_initial */
   HOTLOOP_BATCH_FIRST = 64,       /* hotloop_step: x and output are [B,T,*]. The strides of buffers say it to the others */
-  HOTLOOP_ACCUMULATE = 128        /* backward: gradients may say accumulate */
+  HOTLOOP_ACCUMULATE = 128,       /* backward: gradients may say accumulate */
+  HOTLOOP_MASKED = 256            /* any but hotloop_step: the buffers may have a recurrent_mask */
 };
 
 /* Every decision of a call that does not depend on its data. A plan holds no pointer to memory of the caller's, may be
@@ -107,6 +108,8 @@ typedef struct {
   const uint8_t *resets;          /* [T,B]: not 0 where an episode begins, before that step in processing order: the state
                                      is replaced, and no gradient passes; or NULL */
   int64_t resets_stride_t, resets_stride_b;
+  const void *recurrent_mask;     /* [B,P] contiguous: multiplies h of the step before where a product reads it, of every step (GRU
+                                     keeps z times the h that is not multiplied); or NULL. It gets no gradient */
 
   int64_t cursor;                 /* steps done, backward counted from the last: 0 to start, advanced by the call */
 } hotloop_buffers;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int64_t kMaxCount = 1 << 20;
-constexpr int32_t kAllUses = 2 * HOTLOOP_ACCUMULATE - 1;
+constexpr int32_t kAllUses = 2 * HOTLOOP_MASKED - 1;
 // A call of a plan whose workspace is on the stack runs to its end without looking at the clock.
 constexpr double kStackNs = 2e6;
 
@@ -37,6 +37,7 @@ ForwardCall largest_forward(const Plan& plan) {
   call.step_ns = plan.step.all;
   if ((plan.uses & HOTLOOP_TRAINING) != 0 && plan.kernels().traits.saved > 0) call.gates = kPresent;
   if ((plan.uses & HOTLOOP_PACKED) != 0) call.packed = kPresent;
+  if ((plan.uses & HOTLOOP_MASKED) != 0) call.recurrent_mask = kPresent;
   return call;
 }
 

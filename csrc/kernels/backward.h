@@ -22,7 +22,7 @@ constexpr int kInOrder[] = {0, 1, 2, 3};
 template <class T>
 struct BackwardRow {
   T *gradients, *carry;
-  const T *grad_output, *grad_c, *gates, *h, *h_prev, *c, *c_prev;
+  const T *grad_output, *grad_c, *gates, *h, *h_prev, *c, *c_prev, *mask;
   bool begins;  // an episode, at this step
 };
 
@@ -34,6 +34,7 @@ struct BackwardStep {
   StepRows<const T> grad_output, grad_c;  // or none
   StepRows<const T> gates;                // S*H
   StepRows<const T> h, h_prev, c, c_prev;
+  StepRows<const T> mask;  // or none
   StepRows<T> dh, carry;
   StepRows<const uint8_t> resets, cuts;  // where an episode begins at this step, and at the one after; or none
   const Episodes<T>* episodes;
@@ -51,6 +52,7 @@ struct BackwardStep {
     if constexpr (S::reads_saved() > 0) at.gates = gates[row];
     if constexpr ((S::kBackwardReads & kReadsOut) != 0) at.h = h[row];
     if constexpr ((S::kBackwardReads & (kReadsHPrev | kReadsOperand)) != 0) at.h_prev = h_before(row);
+    if ((S::kBackwardReads & kReadsOperand) != 0 && mask.start != nullptr) at.mask = mask[row];
     if constexpr (kC) {
       if (grad_c.start != nullptr) at.grad_c = grad_c[row];
       at.begins = begins(row);
@@ -81,7 +83,10 @@ HOTLOOP_INLINE void stage_backward(const BackwardStep<T>& step, const BackwardRo
   for (int s = 0; s < S::reads_saved(); ++s) now.saved[s] = part.load(at.gates + s * H + unit);
   if constexpr ((S::kBackwardReads & kReadsOut) != 0) now.out = part.load(at.h + unit);
   if constexpr ((S::kBackwardReads & kReadsHPrev) != 0) now.h_prev = part.load(at.h_prev + unit);
-  if constexpr ((S::kBackwardReads & kReadsOperand) != 0) now.operand = part.load(at.h_prev + unit);
+  if constexpr ((S::kBackwardReads & kReadsOperand) != 0) {
+    now.mask = at.mask != nullptr ? part.load(at.mask + unit) : splat<T>(1);
+    now.operand = part.load(at.h_prev + unit) * now.mask;
+  }
   if constexpr ((S::kBackwardReads & kReadsCarry) != 0) now.carry = part.load(at.carry + unit);
   if constexpr (kC) {
     now.c = part.load(at.c + unit);
@@ -152,6 +157,7 @@ HOTLOOP_NOINLINE void backward_tile(const BackwardStep<T>& step, const T* weight
       const int64_t unit = (block + b) * kL;
       const Part<T> part(units - unit);
       Vector<T> d_out = acc[r][b];
+      if (S::kLast && step.mask.start != nullptr) d_out = d_out * part.load(step.mask[row + r] + unit);
       if constexpr (S::kLast && Cell::kCarriesH) d_out = d_out + part.load(at.carry + unit);
       if (ends) d_out = cut(step, row + r, unit, part, d_out);
       if (dh_to == nullptr) {
@@ -610,6 +616,11 @@ struct BackwardRows {
     return {static_cast<const T*>(state), places + share.begin};
   }
 
+  HOTLOOP_INLINE StepRows<const T> mask() const {
+    if (args.forward.recurrent_mask == nullptr) return {};
+    return initial(args.forward.recurrent_mask, run.of_h_n);
+  }
+
   // Of a chunk: its steps from the last, of each its stages from the last; and of the step before it that which leaves dh.
   int64_t phases() const { return (run.s1 - run.s0) * kStages<Cell> + 1; }
 
@@ -636,6 +647,7 @@ struct BackwardRows {
     step.row_stride = run.row_stride * share.every;
     step.dh = dh;
     step.carry = carry;
+    step.mask = mask();
     step.episodes = &episodes;
     if (continued > 0) {
       step.next = run.gradients + (run.rows_before(s + 1) + share.first) * run.row_stride;
@@ -680,6 +692,14 @@ struct BackwardRows {
       if (run.panels[Of::kIndex] == nullptr) return;
       const Panels<T> panels{run.panels[Of::kIndex], run.sizes.template depth<Of>(), rows, member, members};
       if constexpr (Of::kOperand == Operand::kH) {
+        if (step.mask.start != nullptr) {
+          panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA {
+            return [h = step.h_before(row), factor = step.mask[row]](auto part, int64_t at) HOTLOOP_LAMBDA {
+              return part.load(h + at) * part.load(factor + at);
+            };
+          });
+          return;
+        }
         panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA { return plain(step.h_before(row)); });
       } else {
         panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA {
@@ -699,12 +719,13 @@ struct BackwardRows {
   HOTLOOP_INLINE auto hidden(const BackwardStep<T>& step, int64_t row) const {
     constexpr bool kOfH = (Stage::kForwardReads & kReadsOperand) != 0, kC = (Stage::kBackwardReads & kReadsC) != 0;
     const T* const h_prev = kOfH ? step.h_before(row) : nullptr;
+    const T* const factor = kOfH && step.mask.start != nullptr ? step.mask[row] : nullptr;
     const T *const saved = step.gates[row], *const c = kC ? step.c[row] : nullptr;
     const int64_t H = run.sizes.hidden;
     return [=](auto part, int64_t at) HOTLOOP_LAMBDA {
       BackwardUnit<Vector<T>> unit;
       for (int s = 0; s < Stage::kSaves; ++s) unit.saved[s] = part.load(saved + s * H + at);
-      if constexpr (kOfH) unit.operand = part.load(h_prev + at);
+      if constexpr (kOfH) unit.operand = factor == nullptr ? part.load(h_prev + at) : part.load(h_prev + at) * part.load(factor + at);
       if constexpr (kC) unit.c = part.load(c + at);
       return Stage::hidden(unit);
     };

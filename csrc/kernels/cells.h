@@ -33,6 +33,7 @@ template <class V>
 struct BackwardUnit {
   V saved[4];
   V out, operand, h_prev, c, c_prev;
+  V mask;  // by which operand is h_prev
   V d_out;
   V carry;  // in, of an LSTM: dc of this step's c as far as later steps give it. Out: dc of the step before; of a cell that
             // carries h, the part of dh that reaches h_prev without passing a product
@@ -41,7 +42,7 @@ struct BackwardUnit {
 
 // What the product of a stage multiplies.
 enum class Operand {
-  kH,       // h of the step before: output_size columns
+  kH,       // h of the step before, times recurrent_mask where there is one: output_size columns
   kHidden,  // what the stage before left: hidden_size columns
 };
 
@@ -236,7 +237,7 @@ struct GruResetBefore {
       const V one = splat<Element<V>>(1), dreset_h = unit.d_out;
       const V r = unit.saved[0];
       unit.da[0] = dreset_h * unit.operand * (r * (one - r));
-      unit.carry = fma(dreset_h, r, unit.carry);
+      unit.carry = fma(dreset_h * unit.mask, r, unit.carry);
     }
   };
   struct Update : Stage {

@@ -64,6 +64,7 @@ struct ForwardStep {
   StepRows<T> projected;  // G*H
   StepRows<T> gates;      // S*H, or none; never none for a cell whose later stages read what the earlier ones save
   T* hidden;              // [B, H] between two stages
+  const T* masked;        // [B, P] h_prev times recurrent_mask, or none
   StepRows<const T> h_prev, c_prev;
   StepRows<T> h, c;
   StepRows<T> later_gates;         // where the projection of a later step will be written, or none
@@ -97,7 +98,7 @@ HOTLOOP_NOINLINE void forward_tile(const ForwardStep<T>& step, const PackedWeigh
   const T *h_prev[MR], *operand[MR];
   for (int r = 0; r < MR; ++r) {
     if constexpr (kOfH || (S::kForwardReads & kReadsHPrev) != 0) h_prev[r] = step.h_before(row + r);
-    operand[r] = kOfH ? h_prev[r] : step.hidden + (row + r) * H;
+    operand[r] = !kOfH ? step.hidden + (row + r) * H : step.masked ? step.masked + (row + r) * depth : h_prev[r];
   }
   for (int b = 0; b < NB; ++b) {
     const int64_t unit = (block + b) * kL;
@@ -185,8 +186,8 @@ struct ForwardRun {
   T* zeros = nullptr;      // of a state
   T* projected = nullptr;  // [shares][chunk rows][G*H], where projections are not kept
   int64_t projected_size = 0;
-  T* hidden = nullptr;  // [shares][rows][H] of a cell of several stages
-  int64_t hidden_size = 0;
+  T *hidden = nullptr, *masked = nullptr;  // [shares][rows][H] of a cell of several stages; [shares][rows][P]
+  int64_t hidden_size = 0, masked_size = 0;
   int64_t chunk;  // steps projected at once
 
   ForwardRun(const hotloop::ForwardCall& args, int64_t chunk)
@@ -247,6 +248,10 @@ struct ForwardRun {
       run.hidden_size = (rows * args.hidden_size + 15) / 16 * 16;
       run.hidden = carver.take<T>(run.hidden_size * shares);
     }
+    if (args.recurrent_mask) {
+      run.masked_size = (rows * run.sizes.output + 15) / 16 * 16;
+      run.masked = carver.take<T>(run.masked_size * shares);
+    }
     bytes = carver.bytes();
     return run;
   }
@@ -299,7 +304,7 @@ struct ForwardRows {
   const StepRows<const T> h_first, c_first;  // the initial state
   const Episodes<T> episodes;
   const bool keeps;                    // the projection goes where it is kept
-  T *const projected, *const hidden;  // of this share
+  T *const projected, *const hidden, *const masked;  // of this share
 
   ForwardRows(const ForwardRun<Cell, T>& run, int64_t steps, const hotloop::Share& of)
       : args(run.args),
@@ -321,7 +326,8 @@ struct ForwardRows {
                  {}},
         keeps(run.keeps_projection(args)),
         projected(run.projected + of.index * run.projected_size),
-        hidden(run.hidden + of.index * run.hidden_size) {}
+        hidden(run.hidden + of.index * run.hidden_size),
+        masked(args.recurrent_mask ? run.masked + of.index * run.masked_size : nullptr) {}
 
   // The share's rows of an array that the caller has, in the order of processing.
   template <class E, class V>
@@ -345,28 +351,31 @@ struct ForwardRows {
       const int64_t s1 = s0 + run.chunk < end ? s0 + run.chunk : end;
       project(s0, s1, 0);
       for (int64_t s = s0; s < s1; ++s) {
+        if (masked) mask(s, 0);
         each_stage<Cell>([&](auto stage) HOTLOOP_LAMBDA { step<decltype(stage)>(s0, s, 0); });
       }
     }
     finish(0);
   }
 
-  // The same as phases of a team: for each chunk its projection and then its steps, stage by stage; and the end.
+  // The same as phases of a team: for each chunk its projection and then its steps, of each the mask and the stages; and the
+  // end.
   int64_t phases() const {
     const int64_t chunks = (end - begin + run.chunk - 1) / run.chunk;
-    return chunks + (end - begin) * kStages<Cell> + 1;
+    return chunks + (end - begin) * phases_of_step() + 1;
   }
+  HOTLOOP_INLINE int64_t phases_of_step() const { return kStages<Cell> + (masked ? 1 : 0); }
 
   static void phase(void* rows, int64_t phase, int member) {
     const ForwardRows& part = *static_cast<const ForwardRows*>(rows);
     if (phase == part.phases() - 1) return part.finish(member);
-    const int64_t of_chunk = 1 + part.run.chunk * kStages<Cell>;
+    const int64_t of_step = part.phases_of_step(), of_chunk = 1 + part.run.chunk * of_step;
     const int64_t s0 = part.begin + phase / of_chunk * part.run.chunk, now = phase % of_chunk - 1;
     const int64_t s1 = s0 + part.run.chunk < part.end ? s0 + part.run.chunk : part.end;
     if (now < 0) return part.project(s0, s1, member);
-    with_stage<Cell>((int)(now % kStages<Cell>), [&](auto stage) {
-      part.template step<decltype(stage)>(s0, s0 + now / kStages<Cell>, member);
-    });
+    const int64_t s = s0 + now / of_step, index = now % of_step - (of_step - kStages<Cell>);
+    if (index < 0) return part.mask(s, member);
+    with_stage<Cell>((int)index, [&](auto stage) { part.template step<decltype(stage)>(s0, s, member); });
   }
 
   // Where the projection goes: of the chunk that begins at s0, step s is at s - s0 where it is not kept.
@@ -390,6 +399,31 @@ struct ForwardRows {
     }
   }
 
+  HOTLOOP_INLINE StepRows<const T> h_before(int64_t s) const {
+    if (s == 0) return h_first;
+    const StepRows<T> before = output.rows(s - 1);
+    return {before.start, before.places};
+  }
+
+  // A member's part of what products of a step multiply where there is a mask.
+  void mask(int64_t s, int member) const {
+    const int64_t P = run.sizes.output, count = run.rows_of.active(share, s);
+    const StepRows<const T> factors = initial(args.recurrent_mask, run.of_h_n);
+    ForwardStep<T> step{};
+    step.h_prev = h_before(s);
+    step.resets = resets_at(resets, s, count);
+    step.episodes = &episodes;
+    const Blocks blocks = slice(P, member);
+    for (int64_t row = 0; row < count; ++row) {
+      const T *const h = step.h_before(row), *const factor = factors[row];
+      for (int64_t block = blocks.first; block < blocks.last; ++block) {
+        const int64_t unit = block * kLanes<T>;
+        const Part<T> part(P - unit);
+        part.store(masked + row * P + unit, part.load(h + unit) * part.load(factor + unit));
+      }
+    }
+  }
+
   template <class Stage>
   HOTLOOP_INLINE void step(int64_t s0, int64_t s, int member) const {
     const int64_t count = run.rows_of.active(share, s);
@@ -401,12 +435,9 @@ struct ForwardRows {
       step.gates = step.projected;  // in inference the projected row is where what the first stages save lies
     }
     step.hidden = hidden;
+    step.masked = masked;
     step.h = output.rows(s);
-    step.h_prev = h_first;
-    if (s > 0) {
-      const StepRows<T> before = output.rows(s - 1);
-      step.h_prev = {before.start, before.places};
-    }
+    step.h_prev = h_before(s);
     if constexpr (Cell::kHasC) {  // in inference c_n is the running state
       step.c = args.c ? c.rows(s) : StepRows<T>{static_cast<T*>(args.c_n), run.of_c_n + share.begin};
       step.c_prev = c_first;

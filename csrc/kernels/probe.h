@@ -104,7 +104,7 @@ double probe_backward(void* buffer, int64_t bytes, int64_t repeats) {
       for (int s = 0; s < kSaved<Cell>; ++s) unit.saved[s] = load(at + s * kL);
       const T* const rest = at + kSaved<Cell> * kL;
       unit.out = load(rest);
-      unit.operand = unit.h_prev = load(rest + kL);
+      unit.operand = unit.mask = unit.h_prev = load(rest + kL);
       unit.c_prev = load(rest + 2 * kL);
       unit.c = load(rest + 3 * kL);
       unit.d_out = load(rest + 4 * kL);

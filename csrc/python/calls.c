@@ -211,10 +211,10 @@ static int expect(const char* name, Py_ssize_t wanted, Py_ssize_t count) {
 }
 
 /* fill_buffers(buffers, weights, seq_len, batch_size, reverse, reset_to_initial, x, h0, c0, output, h_n, c_n, gates, c, lengths,
-   offsets, resets): the struct at the first address. */
+   offsets, resets, recurrent_mask): the struct at the first address. */
 static PyObject* fill_buffers(PyObject* module, PyObject* const* args, Py_ssize_t count) {
   (void)module;
-  if (!expect("fill_buffers", 17, count)) return NULL;
+  if (!expect("fill_buffers", 18, count)) return NULL;
   hotloop_buffers* const buffers = PyLong_AsVoidPtr(args[0]);
   if (buffers == NULL) return PyErr_Occurred() ? NULL : done();
   buffers->weights = PyLong_AsVoidPtr(args[1]);
@@ -233,6 +233,7 @@ static PyObject* fill_buffers(PyObject* module, PyObject* const* args, Py_ssize_
   buffers->lengths = address(args[14]);
   buffers->offsets = address(args[15]);
   buffers->resets = sequence(args[16], &buffers->resets_stride_t, &buffers->resets_stride_b);
+  buffers->recurrent_mask = address(args[17]);
   return done();
 }
 

@@ -43,13 +43,13 @@ def _lstm_weights(
 def _run(
     cell: Cell, weights: tuple[Any, ...], x: Any, h0: Any, c0: Any, *, training: bool, batch_first: Any,
     reverse: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any, return_states: Any, threads: Any,
-    out: Any = None,
+    out: Any = None, recurrent_mask: Any = None,
 ) -> call.Results:  # fmt: skip
     checked = check_weights(cell, *weights)
     stack = call.Stack([[checked]], stacked=False, reverse=check_flag("reverse", reverse))
     return call.run(
         stack, x, h0, c0, batch_first, lengths, offsets, resets, reset_state, return_states, threads, out, training,
-        None, weights,
+        None, weights, recurrent_mask,
     )  # fmt: skip
 
 
@@ -119,6 +119,7 @@ def lstm(
     offsets: Any = None,
     resets: Any = None,
     reset_state: str = "zeros",
+    recurrent_mask: Any = None,
     return_states: bool = False,
     threads: int | None = None,
     out: Any = None,
@@ -167,6 +168,11 @@ def lstm(
     reset_state : {"zeros", "initial"}
         What resets put in the place of the state: zeros, also instead of h0 and c0 at the first step; or h0 and c0,
         whose gradients are then sums over the episodes.
+    recurrent_mask : array (batch_size, hidden_size), optional
+        Multiplies h of the step before, in the shape of `h0`, wherever a matrix product reads it, the same at every step:
+        variational dropout (Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
+        Networks", 2016), Keras's recurrent_dropout. For a rate p draw 0 with probability p, else 1 / (1 - p). It gets no
+        gradient. What a GRU keeps of h, z * h, is not multiplied.
     return_states : bool
         Also return c of every step. Only an LSTM has it: of a GRU and an RNN the output is every state.
     threads : int, optional
@@ -233,7 +239,7 @@ def lstm(
     output, h_n, c_n, c, _ = _run(
         *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=False, batch_first=batch_first,
         reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
-        return_states=return_states, threads=threads, out=out,
+        return_states=return_states, threads=threads, out=out, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     assert c_n is not None
     return (output, (h_n, c_n)) if c is None else (output, (h_n, c_n), c)
@@ -265,6 +271,7 @@ def lstm_vjp(
     offsets: Any = None,
     resets: Any = None,
     reset_state: str = "zeros",
+    recurrent_mask: Any = None,
     return_states: bool = False,
     threads: int | None = None,
 ) -> tuple[tuple[Array, States] | tuple[Array, States, Array], Callable[..., LSTMGradients]]:
@@ -316,7 +323,7 @@ def lstm_vjp(
     output, h_n, c_n, c, saved = _run(
         *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=True, batch_first=batch_first,
         reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
-        return_states=return_states, threads=threads,
+        return_states=return_states, threads=threads, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     assert c_n is not None
     vjp = _vjp(output, c, saved)
@@ -338,6 +345,7 @@ def gru(
     offsets: Any = None,
     resets: Any = None,
     reset_state: str = "zeros",
+    recurrent_mask: Any = None,
     return_states: bool = False,
     threads: int | None = None,
     out: Any = None,
@@ -367,7 +375,7 @@ def gru(
         Initial state, zero by default; (hidden_size,) if `x` is unbatched.
     reset_after : bool
         Whether r multiplies the matrix product (torch) or h before it (Cho et al.), which takes two products a step.
-    batch_first, reverse, lengths, offsets, resets, reset_state, threads, out
+    batch_first, reverse, lengths, offsets, resets, reset_state, recurrent_mask, threads, out
         As in `lstm`.
     return_states : bool
         False: `output` holds every state.
@@ -400,7 +408,7 @@ def gru(
     output, h_n, *_ = _run(
         gru_cell(reset_after), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
-        reset_state=reset_state, return_states=return_states, threads=threads, out=out,
+        reset_state=reset_state, return_states=return_states, threads=threads, out=out, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     return output, h_n
 
@@ -420,6 +428,7 @@ def gru_vjp(
     offsets: Any = None,
     resets: Any = None,
     reset_state: str = "zeros",
+    recurrent_mask: Any = None,
     return_states: bool = False,
     threads: int | None = None,
 ) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
@@ -448,7 +457,7 @@ def gru_vjp(
     output, h_n, _, _, saved = _run(
         gru_cell(reset_after), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
-        reset_state=reset_state, return_states=return_states, threads=threads,
+        reset_state=reset_state, return_states=return_states, threads=threads, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     return (output, h_n), _vjp(output, None, saved)
 
@@ -468,6 +477,7 @@ def rnn(
     offsets: Any = None,
     resets: Any = None,
     reset_state: str = "zeros",
+    recurrent_mask: Any = None,
     return_states: bool = False,
     threads: int | None = None,
     out: Any = None,
@@ -491,7 +501,7 @@ def rnn(
     h0 : array (batch_size, hidden_size), optional
         Initial state, zero by default; (hidden_size,) if `x` is unbatched.
     nonlinearity : {"tanh", "relu"}
-    batch_first, reverse, lengths, offsets, resets, reset_state, threads, out
+    batch_first, reverse, lengths, offsets, resets, reset_state, recurrent_mask, threads, out
         As in `lstm`.
     return_states : bool
         False: `output` holds every state.
@@ -521,7 +531,7 @@ def rnn(
     output, h_n, *_ = _run(
         rnn_cell(nonlinearity), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=False,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
-        reset_state=reset_state, return_states=return_states, threads=threads, out=out,
+        reset_state=reset_state, return_states=return_states, threads=threads, out=out, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     return output, h_n
 
@@ -541,6 +551,7 @@ def rnn_vjp(
     offsets: Any = None,
     resets: Any = None,
     reset_state: str = "zeros",
+    recurrent_mask: Any = None,
     return_states: bool = False,
     threads: int | None = None,
 ) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
@@ -568,7 +579,7 @@ def rnn_vjp(
     output, h_n, _, _, saved = _run(
         rnn_cell(nonlinearity), (weight_ih, weight_hh, bias_ih, bias_hh), x, h0, None, training=True,
         batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
-        reset_state=reset_state, return_states=return_states, threads=threads,
+        reset_state=reset_state, return_states=return_states, threads=threads, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     return (output, h_n), _vjp(output, None, saved)
 

@@ -286,6 +286,7 @@ class _Layers(Generic[State]):
         offsets: Any = None,
         resets: Any = None,
         reset_state: str = "zeros",
+        recurrent_mask: Any = None,
         return_states: bool = False,
         threads: int | None = None,
         out: Any = None,
@@ -309,6 +310,8 @@ class _Layers(Generic[State]):
             step of the episode before, so what stands at a sequence's first step says nothing to it.
         reset_state : {"zeros", "initial"}
             What each layer and direction begins an episode with: zeros, or its own part of `state`.
+        recurrent_mask : array, optional
+            Of the shape of h0: multiplies h in the products of each layer and direction, as in `hotloop.lstm`.
         return_states : bool
             Also return c of every step of the last layer; LSTM only.
         threads : int, optional
@@ -346,7 +349,7 @@ class _Layers(Generic[State]):
         # `out` cannot lie where the parameters do: nobody can write there.
         output, h_n, c_n, c, _ = call.run(
             self._stack, x, h0, c0, self._batch_first, lengths, offsets, resets, reset_state, return_states, threads,
-            out, False, None, (),
+            out, False, None, (), recurrent_mask,
         )  # fmt: skip
         end: Any = h_n if c_n is None else (h_n, c_n)
         return (output, end) if c is None else (output, end, c)
@@ -369,6 +372,7 @@ class _Layers(Generic[State]):
         offsets: Any = None,
         resets: Any = None,
         reset_state: str = "zeros",
+        recurrent_mask: Any = None,
         return_states: bool = False,
         threads: int | None = None,
     ) -> tuple[tuple[Array, State] | tuple[Array, State, Array], Callable[..., LayerGradients]]:
@@ -376,7 +380,7 @@ class _Layers(Generic[State]):
 
         Parameters
         ----------
-        x, state, lengths, offsets, resets, reset_state, return_states, threads
+        x, state, lengths, offsets, resets, reset_state, recurrent_mask, return_states, threads
             As in a call.
         seed : int, optional
             Decides which elements are dropped between layers: the same seed drops the same, whatever `batch_first` and
@@ -413,6 +417,7 @@ class _Layers(Generic[State]):
         output, h_n, c_n, c, saved = call.run(
             self._stack, x, h0, c0, self._batch_first, lengths, offsets, resets, reset_state, return_states, threads,
             None, True, None if seed is None else partial(drop, self._dropout, seed), (),
+            recurrent_mask,
         )  # fmt: skip
         assert saved is not None
         output.flags.writeable = False

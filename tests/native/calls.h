@@ -18,7 +18,7 @@
 
 namespace native_tests {
 
-constexpr const char* kCellNames[] = {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"};
+constexpr const char* kCellNames[] = {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "lstm_projected"};
 static_assert(sizeof kCellNames / sizeof *kCellNames == HOTLOOP_CELL_COUNT, "a cell without a name here");
 
 inline hotloop_cell_traits traits_of(int cell) {
@@ -182,10 +182,11 @@ class Sequence {
 template <class T>
 struct Data {
   std::vector<T> x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, grad_output, grad_h_n, grad_c_n;
+  std::vector<T> weight_hr;  // square, so that h has one size in all cells: Python's tests have others
 };
 template <class T>
 struct Results {
-  std::vector<T> output, h_n, c_n, gates, c, x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0;
+  std::vector<T> output, h_n, c_n, gates, c, x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, weight_hr;
 };
 
 template <class T>
@@ -211,6 +212,7 @@ Data<T> random_inputs(const Problem& p) {
   data.grad_output = random_values<T>(random, p.T * p.B * p.H, 1);
   data.grad_h_n = random_values<T>(random, p.B * p.H, 1);
   data.grad_c_n = random_values<T>(random, p.B * p.H, 1);
+  data.weight_hr = random_values<T>(random, p.H * p.H, bound);
   return data;
 }
 
@@ -257,6 +259,7 @@ class CallOf : public Call {
     f.x_stride_b = x_.stride_b;
     weights.parameters[HOTLOOP_WEIGHT_IH] = weight(data.weight_ih);
     weights.parameters[HOTLOOP_WEIGHT_HH] = weight(data.weight_hh);
+    if (cell.projects) weights.parameters[HOTLOOP_WEIGHT_HR] = weight(data.weight_hr);
     if (p.inputs & kBiasIh) weights.parameters[HOTLOOP_BIAS_IH] = weight(data.bias_ih);
     if (p.inputs & kBiasHh) weights.parameters[HOTLOOP_BIAS_HH] = weight(data.bias_hh);
     if (p.inputs & kH0) f.h0 = input(data.h0);
@@ -296,6 +299,9 @@ class CallOf : public Call {
     }
     if (p.wanted & kWih) gradients.grad_parameters[HOTLOOP_WEIGHT_IH] = result(grad_weight_ih_, p.rows() * p.I);
     if (p.wanted & kWhh) gradients.grad_parameters[HOTLOOP_WEIGHT_HH] = result(grad_weight_hh_, p.rows() * p.H);
+    if (p.wanted & kWhh && cell.projects) {
+      gradients.grad_parameters[HOTLOOP_WEIGHT_HR] = result(grad_weight_hr_, p.H * p.H);
+    }
     if (p.wanted & kBih) gradients.grad_parameters[HOTLOOP_BIAS_IH] = result(grad_bias_ih_, p.rows());
     if (p.wanted & kBhh) gradients.grad_parameters[HOTLOOP_BIAS_HH] = result(grad_bias_hh_, p.rows());
     gradients.grad_h0 = result(grad_h0_, p.B * p.H);
@@ -314,6 +320,7 @@ class CallOf : public Call {
     r.x = grad_x_.values();
     r.weight_ih = grad_weight_ih_.values();
     r.weight_hh = grad_weight_hh_.values();
+    r.weight_hr = grad_weight_hr_.values();
     r.bias_ih = grad_bias_ih_.values();
     r.bias_hh = grad_bias_hh_.values();
     r.h0 = grad_h0_.values();
@@ -348,7 +355,7 @@ class CallOf : public Call {
   Block packed_;
   Sequence<T> x_, output_, grad_output_, grad_x_;
   Array<T> h_n_, c_n_, gates_, c_;
-  Array<T> grad_weight_ih_, grad_weight_hh_, grad_bias_ih_, grad_bias_hh_, grad_h0_, grad_c0_;
+  Array<T> grad_weight_hr_, grad_weight_ih_, grad_weight_hh_, grad_bias_ih_, grad_bias_hh_, grad_h0_, grad_c0_;
 };
 
 // How much larger than the calls that run on it a plan is.
@@ -440,7 +447,7 @@ template <class T>
 constexpr Member<T> kSequenceGradients[] = {&Results<T>::x, &Results<T>::h0, &Results<T>::c0};
 template <class T>
 constexpr Member<T> kWeightGradients[] = {&Results<T>::weight_ih, &Results<T>::weight_hh, &Results<T>::bias_ih,
-                                          &Results<T>::bias_hh};
+                                          &Results<T>::bias_hh, &Results<T>::weight_hr};
 
 template <class T, size_t N>
 bool same_bits(const Results<T>& a, const Results<T>& b, const Member<T> (&members)[N]) {
@@ -460,7 +467,7 @@ template <class T>
 bool all_finite(const Results<T>& r) {
   return finite(r.output) && finite(r.h_n) && finite(r.c_n) && finite(r.gates) && finite(r.c) && finite(r.x) &&
          finite(r.weight_ih) && finite(r.weight_hh) && finite(r.bias_ih) && finite(r.bias_hh) && finite(r.h0) &&
-         finite(r.c0);
+         finite(r.c0) && finite(r.weight_hr);
 }
 
 }  // namespace native_tests

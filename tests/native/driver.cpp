@@ -356,6 +356,7 @@ void check_derivatives(const Problem& p) {
       {"x", &Data<double>::x, &Results<double>::x, true},
       {"weight_ih", &Data<double>::weight_ih, &Results<double>::weight_ih, true},
       {"weight_hh", &Data<double>::weight_hh, &Results<double>::weight_hh, true},
+      {"weight_hr", &Data<double>::weight_hr, &Results<double>::weight_hr, p.facts().projects != 0},
       {"bias_ih", &Data<double>::bias_ih, &Results<double>::bias_ih, (p.inputs & kBiasIh) != 0},
       {"bias_hh", &Data<double>::bias_hh, &Results<double>::bias_hh, (p.inputs & kBiasHh) != 0},
       {"h0", &Data<double>::h0, &Results<double>::h0, (p.inputs & kH0) != 0},

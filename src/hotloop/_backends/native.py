@@ -65,6 +65,7 @@ _from_buffer = ffi.from_buffer  # the address of a contiguous array: 0.2 us, whe
 _INFERENCE, _TRAINING, _BACKWARD = lib.HOTLOOP_INFERENCE, lib.HOTLOOP_TRAINING, lib.HOTLOOP_BACKWARD
 _PACKED, _GRAD_X, _GRAD_WEIGHTS = lib.HOTLOOP_PACKED, lib.HOTLOOP_GRAD_X, lib.HOTLOOP_GRAD_WEIGHTS
 _RESET_TO_INITIAL, _ACCUMULATE = lib.HOTLOOP_RESET_TO_INITIAL, lib.HOTLOOP_ACCUMULATE
+_MASKED = lib.HOTLOOP_MASKED
 
 
 def _address(pointer: Any) -> int:
@@ -213,7 +214,7 @@ def _buffers(recurrences: Sequence[Forward]) -> tuple[Any, Any]:
         fill_buffers(
             _address(buffers + index), _address(weights[index]), _steps(args), len(args.h_n), args.reverse,
             resets is not None and resets.initial, args.x, args.h0, args.c0, args.output, args.h_n, args.c_n,
-            args.gates, args.c, lengths, offsets, None if resets is None else resets.at,
+            args.gates, args.c, lengths, offsets, None if resets is None else resets.at, args.recurrent_mask,
         )  # fmt: skip
     return buffers, weights
 
@@ -260,10 +261,15 @@ def _run(plan: Plan, call: Callable[[Any, int], int]) -> None:
 def forward(recurrences: Sequence[Forward], threads: int, executor: Any = None) -> None:
     first, count = recurrences[0], len(recurrences)
     uses = (_INFERENCE if first.gates is None else _TRAINING) | (0 if first.packed is None else _PACKED)
+    uses |= _masked(recurrences)
     plan = _plan(first.weights, uses, count, *_largest(recurrences), threads)
     buffers, _weights = _buffers(recurrences)
     given = _NULL if executor is None else executor
     _run(plan, lambda workspace, size: lib.hotloop_forward(plan.struct, buffers, given, workspace, size))
+
+
+def _masked(recurrences: Sequence[Forward]) -> int:
+    return _MASKED if any(args.recurrent_mask is not None for args in recurrences) else 0
 
 
 def _backward_uses(args: Backward) -> int:
@@ -283,6 +289,7 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
     for args in recurrences:
         uses |= _backward_uses(args)
     forwards = [args.forward for args in recurrences]
+    uses |= _masked(forwards)
     plan = _plan(first.weights, uses, count, *_largest(forwards), threads)
     buffers, _weights = _buffers(forwards)
     gradients = ffi.new(_GRADIENTS, count)

@@ -29,6 +29,7 @@ if numba.config.DISABLE_JIT:
 
 from .._core.types import Array, Backward, Cell, Forward, Weights
 from . import numba_kernels as _kernels
+from . import numpy as specification
 
 NAME = "numba"
 
@@ -138,10 +139,17 @@ def _project(packed: Packed, x: Array, a: Array) -> None:
     a[:, projected:] = packed.bias[projected:]
 
 
+def _has_no_kernel(args: Forward) -> bool:
+    """Projections and masks are rare where there is no compiler: the specification runs them."""
+    return args.cell.projects or args.recurrent_mask is not None
+
+
 def forward(recurrences: Sequence[Forward], threads: int, executor: Any = None) -> None:
     """One recurrence after the other."""
     for args in recurrences:
-        if args.ragged is not None or args.resets is not None:
+        if _has_no_kernel(args):
+            specification.forward((args,), threads)
+        elif args.ragged is not None or args.resets is not None:
             _forward_in_runs(args)
         elif args.x.shape[1]:
             _forward(args)
@@ -186,7 +194,9 @@ def backward(recurrences: Sequence[Backward], threads: int, executor: Any = None
     """One recurrence after the other, as forward."""
     for args in recurrences:
         forward = args.forward
-        if forward.ragged is not None or forward.resets is not None:
+        if _has_no_kernel(forward):
+            specification.backward((args,), threads)
+        elif forward.ragged is not None or forward.resets is not None:
             _backward_in_runs(args)
         elif forward.x.shape[1]:
             _backward(args)

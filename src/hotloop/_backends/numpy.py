@@ -122,7 +122,8 @@ def _forward(args: Forward) -> None:
             h, c = np.where(reset, h_reset[rows], h), np.where(reset, c_reset[rows], c)
         x_share = args.x[place] @ w["weight_ih"].T + w.get("bias_ih", 0)  # [B, G*H]
         x_shares = np.split(x_share, args.cell.gates, axis=1)
-        saved, h, c = cell_step.forward(x_shares, product, h, h, c, FUNCTIONS)
+        operand = h if args.recurrent_mask is None else h * args.recurrent_mask[rows]
+        saved, h, c = cell_step.forward(x_shares, product, h, operand, c, FUNCTIONS)
         if c is not None:
             c_n[rows] = c
             if args.c is not None:
@@ -176,8 +177,11 @@ def _backward(args: Backward) -> None:
         saved, c, c_prev = _saved(fwd, place, before, c0[rows])
         if reset is not None and c_prev is not None:
             c_prev = np.where(reset, c_reset[rows], c_prev)
-        found = cell_step.backward(cells.Given(saved, h, h_prev, h_prev, c, c_prev), dh, dc, product_back, FUNCTIONS)
-        dh = product_back(found.stages[0][1], 0) + found.operand + found.h_prev
+        mask = None if fwd.recurrent_mask is None else fwd.recurrent_mask[rows]
+        operand = h_prev if mask is None else h_prev * mask
+        found = cell_step.backward(cells.Given(saved, h, h_prev, operand, c, c_prev), dh, dc, product_back, FUNCTIONS)
+        dh = product_back(found.stages[0][1], 0) + found.operand
+        dh = (dh if mask is None else dh * mask) + found.h_prev
         dc = dc if found.c_prev is None else found.c_prev
         _add_products(args, place, np.concatenate(found.x, axis=1), found.stages)
         if reset is not None:

@@ -193,6 +193,7 @@ Results = tuple[Array, Array, Array | None, Array | None, Saved | None]
 def run(
     stack: Stack, x: Any, h0: Any, c0: Any, batch_first: Any, lengths: Any, offsets: Any, resets: Any, reset_state: Any,
     return_states: Any, threads: Any, out: Any, training: bool, drop: Drop | None, parameters: Sequence[Any],
+    recurrent_mask: Any = None,
 ) -> Results:  # fmt: skip
     """Check the arguments of a call, run it and return its results. `parameters` are those that `out` must lie apart
     from, in the order of the cell's table, as the caller has them.
@@ -213,10 +214,11 @@ def run(
                 prepared = None
     if (
         prepared is None or lengths is not None or return_states is not False or reset_state is not ZEROS
+        or recurrent_mask is not None
     ):  # fmt: skip
         return _run(
             stack, planned, given, x, h0, c0, lengths, offsets, resets, reset_state, return_states, out, training, drop,
-            parameters,
+            parameters, recurrent_mask,
         )  # fmt: skip
     given_h0, given_c0 = h0, c0
     if h0 is not None and (training or not plain(h0, dtype, states)):
@@ -273,7 +275,7 @@ def _dense_out(
 
 def _state(stack: Stack, planned: _Planned, name: str, state: Any, batch_size: int, *, copy: bool = False) -> Any:
     """A state, [*, B, H], checked and contiguous."""
-    of_c = "c" in name
+    of_c = name in ("c0", "grad_c_n")
     shape, rule = (*stack.lead, batch_size, stack.size(of_c=of_c)), stack.state_rule(of_c=of_c)
     return check_state(name, state, rule, shape, stack.dtype, planned.sizes.layout.unbatched, copy)
 
@@ -292,6 +294,7 @@ def _check_out(
 def _run(
     stack: Stack, planned: _Planned, given: Any, x: Array, h0: Any, c0: Any, lengths: Any, offsets: Any, resets: Any,
     reset_state: Any, return_states: Any, out: Any, training: bool, drop: Drop | None, parameters: Sequence[Any],
+    recurrent_mask: Any,
 ) -> Results:  # fmt: skip
     """A call of any number of recurrences, steps and options."""
     layout, dtype, cell = planned.sizes.layout, stack.dtype, stack.cell
@@ -310,6 +313,7 @@ def _run(
     every_c = check_return_states(cell, return_states) if return_states is not False else False
     h0 = _state(stack, planned, "h0", h0, batch_size, copy=training)
     c0 = _state(stack, planned, "c0", c0, batch_size, copy=training)
+    mask = _state(stack, planned, "recurrent_mask", recurrent_mask, batch_size, copy=training or out is not None)
     shape = planned.sizes.sequence
     if out is None:
         output, last = make_output(layout, shape, dtype)
@@ -321,12 +325,13 @@ def _run(
     h_n = np.empty((*rows, stack.size()), dtype)
     c_n = np.empty((*rows, stack.size(of_c=True)), dtype) if cell.has_c else None
     if not stack.stacked:
-        h0, c0 = (state if state is None else state[np.newaxis] for state in (h0, c0))
+        h0, c0, mask = (state if state is None else state[np.newaxis] for state in (h0, c0, mask))
     backend = planned.settings.backend
     assert backend is not None
     recurrences = run_forward(
         backend, planned.sizes.threads, stack.weights, None if training or not stack.stacked else stack.packed(backend),
         sequence, h0, c0, last, last_c, h_n, c_n, ragged, marks, drop, training, stack.reverse,
+        recurrent_mask=mask,
     )  # fmt: skip
     if out is not None:
         finish_output(output, last, layout)

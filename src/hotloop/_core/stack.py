@@ -53,17 +53,18 @@ def make_forward(
     ragged: Ragged | None = None,
     resets: Resets | None = None,
     c: Array | None = None,
+    recurrent_mask: Array | None = None,
 ) -> Forward:
     """A backend's arguments out of checked ones; allocates what backward will need. `c`, like `output`, where the
     caller wants it.
     """
     if not training:
-        return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, c, ragged, resets)
+        return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, None, c, ragged, resets, recurrent_mask)
     gates_shape, c_shape = weights.cell.saved_shapes(*output.shape[:2], hidden_size=weights.hidden_size)
     gates = None if gates_shape is None else memory.empty(gates_shape, weights.dtype)
     if c is None and c_shape is not None:
         c = memory.empty(c_shape, weights.dtype)
-    return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, gates, c, ragged, resets)
+    return Forward(weights, packed, reverse, x, h0, c0, output, h_n, c_n, gates, c, ragged, resets, recurrent_mask)
 
 
 def make_backward(
@@ -117,11 +118,12 @@ def run_forward(
     training: bool,
     reverse: bool = False,
     executor: Any = None,
+    recurrent_mask: Array | None = None,
 ) -> list[list[Forward]]:
     """Fill output, h_n and, where they are there, c_n and c, both of the last layer.
 
     Weights, and what was packed of them, are by layer and direction; `marks` by direction; states
-    [layers*directions, B, H]; the first direction runs from the last step where `reverse` says so. In training, returns
+    and `recurrent_mask` [layers*directions, B, H]; the first direction runs from the last step where `reverse` says so. In training, returns
     what backward needs, by layer and direction. With dropout, x of the upper layers is there what `drop` is given: it
     can be made again, and is as large as the output it is made of.
     """
@@ -141,7 +143,7 @@ def run_forward(
                     half, None if packed is None else packed[layer][direction], reverse or direction == 1, x,
                     None if h0 is None else h0[index], None if c0 is None else c0[index],
                     of_output[direction], h_n[index], None if c_n is None else c_n[index], training, ragged,
-                    marks[direction], of_c[direction],
+                    marks[direction], of_c[direction], None if recurrent_mask is None else recurrent_mask[index],
                 )
             )  # fmt: skip
         backend.forward(calls, threads, executor)

@@ -183,6 +183,7 @@ class Forward:
     c: Array | None  # [T, B, H], strided as output may be
     ragged: Ragged | None = None
     resets: Resets | None = None
+    recurrent_mask: Array | None = None  # [B, P], contiguous: multiplies h of the step before in products
 
     @property
     def cell(self) -> Cell:
@@ -282,6 +283,7 @@ class Options(TypedDict, total=False):
     offsets: Any
     resets: Any
     reset_state: str
+    recurrent_mask: Any
     threads: int | None
 
 
