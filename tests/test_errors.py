@@ -525,7 +525,7 @@ def vjp_of(case):
     return start_training(case)[1]
 
 
-LSTM_FIELDS = "('x', 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'h0', 'c0')"
+LSTM_FIELDS = "('x', 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'h0', 'c0', 'weight_hr')"
 GRU_FIELDS = "('x', 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'h0')"
 
 

@@ -885,7 +885,7 @@ BAD_STATE_DICTS = [
     ({"weight_hh_l0": ARRAYS["weight_hh_l0"]}, "", "mapping: expected weight_ih_l0, got ['weight_hh_l0']"),
     (ARRAYS | {"bias_ih_l7": ONES(24)}, "", "mapping: expected layers 0, 1, ... without a gap, got [0, 1, 7]"),
     (ARRAYS | {"weight_hr_l0": ONES(3)}, "",
-     "mapping: proj_size argument is only supported for LSTM, not RNN or GRU, got ['weight_hr_l0']"),
+     "weight_hr_l0: expected 2 dimensions, got shape (3,)"),
     (ARRAYS | {"weight_ih_l0": ONES(3)}, "", "weight_ih_l0: expected 2 dimensions, got shape (3,)"),
     (ARRAYS | {"weight_hh_l0": ONES((24, 7), np.float32)}, "", "weight_hh_l0: expected shape (24, 6), got (24, 7)"),
     (hotloop.GRU(5, 6).state_dict(), "", "mapping: expected the parameters of an LSTM, got weight_hh_l0 of shape "

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 from cases import Case, arguments, functions, infer
-from test_abi import CELLS, Call, Executor, drive, ffi, lib, packed_weights, use_packed, workspace
+from test_abi import CELLS, Call, Executor, drive, ffi, lib, packed_weights, parameter, use_packed, workspace
 
 import hotloop
 from hotloop._backends import native

@@ -17,8 +17,8 @@ from cases import (
     CELLS,
     DTYPES,
     INPUTS,
-    PARAMETER_GRADIENTS,
     PARAMETERS,
+    PARAMETER_GRADIENTS,
     TOLERANCE,
     UPSTREAM,
     Case,
@@ -26,6 +26,7 @@ from cases import (
     assert_same_bits,
     distance,
     functions,
+    gradients_of,
     make_backward,
     make_forward,
     raises,
@@ -68,7 +69,7 @@ def run(case, data, **options):
         dict(zip(("h_n", "c_n", "c"), (*state, *c), strict=True)) if lstm else {"h_n": state}
     )
     grads = vjp(**{name: data[name] for name in (*UPSTREAM, "grad_c") if name in data})
-    return results | {f"grad_{name}": array for name, array in grads._asdict().items()}
+    return results | {f"grad_{name}": array for name, array in grads._asdict().items() if name != "weight_hr"}
 
 
 def flat(sequence, lengths):
@@ -228,8 +229,7 @@ def reference(case, data, lengths=None, offsets=None, resets=None, reset_state="
         args.output[...] = output
     back = make_backward(args, *(data.get(name) for name in UPSTREAM), data.get("grad_c"))
     _numpy.backward((back,), 1)
-    names = [f"grad_{name}" for name in ("x", *PARAMETERS, "h0", "c0")]
-    grads = {name: getattr(back, name) for name in names}
+    grads = gradients_of(back)
     if offsets is not None:
         grads["grad_x"] = grads["grad_x"][:, 0]
     return results | {name: array for name, array in grads.items() if array is not None}
