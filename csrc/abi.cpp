@@ -40,7 +40,8 @@ hotloop_parameter_traits parameter_traits(const hotloop_cell_traits& cell, int64
 bool misses_weights(const hotloop_cell_traits& cell, const hotloop_weights& weights) {
   for (int32_t i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) {
     const hotloop_parameter_traits parameter = parameter_traits(cell, 1, 1, 1, i);
-    if (parameter.rows == 0 ? weights.parameters[i] != nullptr : !parameter.is_bias && weights.parameters[i] == nullptr) {
+    if (parameter.rows == 0 ? weights.parameters[i] != nullptr
+                            : !parameter.is_bias && weights.parameters[i] == nullptr) {
       return true;
     }
   }
@@ -92,7 +93,8 @@ int check_buffers(const Plan& plan, const hotloop_buffers& buffers) {
   const int64_t T = buffers.seq_len, B = buffers.batch_size;
   if (T < 1 || T > plan.seq_len || B < 0 || B > plan.batch_size || buffers.cursor < 0 || buffers.cursor > T ||
       (plan.on_stack && buffers.cursor != 0) ||
-      ((plan.uses & HOTLOOP_MASKED) == 0 && buffers.recurrent_mask != nullptr) || missing(buffers.x, B) || missing(buffers.output, B)) {
+      ((plan.uses & HOTLOOP_MASKED) == 0 && buffers.recurrent_mask != nullptr) || missing(buffers.x, B) ||
+      missing(buffers.output, B)) {
     return HOTLOOP_BAD_ARGUMENT;
   }
   // What training saves is there in training and backward, and nowhere else.
@@ -141,6 +143,10 @@ int check_gradients(const Plan& plan, const hotloop_buffers& buffers, const hotl
   return far ? HOTLOOP_TOO_LARGE : HOTLOOP_OK;
 }
 
+void use_parameters(const hotloop_weights& weights, ForwardCall& call) {
+  for (int32_t i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) call.parameters[i] = weights.parameters[i];
+}
+
 void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& call) {
   const hotloop_weights& weights = *buffers.weights;
   call = {plan.cell,
@@ -177,7 +183,7 @@ void describe(const Plan& plan, const hotloop_buffers& buffers, ForwardCall& cal
           buffers.cursor,
           buffers.recurrent_mask,
           nullptr};
-  memcpy(call.parameters, weights.parameters, sizeof call.parameters);
+  use_parameters(weights, call);
 }
 
 ForwardCall call_to_pack(const hotloop_spec& spec) {
@@ -326,7 +332,7 @@ int32_t hotloop_pack(const hotloop_spec* spec, const hotloop_weights* weights, v
   if (bytes < hotloop_packed_bytes(spec)) return HOTLOOP_WORKSPACE_TOO_SMALL;
   *static_cast<PackedHeader*>(packed) = hotloop::packed_header(*spec);
   ForwardCall call = call_to_pack(*spec);
-  memcpy(call.parameters, weights->parameters, sizeof call.parameters);
+  use_parameters(*weights, call);
   cell.pack(call, static_cast<char*>(packed) + hotloop::kPackedHeaderBytes);
   return HOTLOOP_OK;
 }

@@ -4,7 +4,10 @@ namespace hotloop {
 namespace {
 
 // Units, and the lanes beyond the last one, which cost as much.
-double with_lanes(int64_t units, int64_t lanes) { return (double)((units + lanes - 1) / lanes * lanes); }
+double with_lanes(int64_t units, int64_t lanes) {
+  const int64_t vectors = (units + lanes - 1) / lanes;
+  return (double)(vectors * lanes);
+}
 
 }  // namespace
 

@@ -129,8 +129,7 @@ const Plan* plan_of(const hotloop_plan* words) {
 }
 
 PackedHeader packed_header(const hotloop_spec& spec) {
-  return {kPlanMagic,       active_table(),   spec.cell,       spec.dtype,
-          spec.input_size, spec.hidden_size, spec.output_size};
+  return {kPlanMagic, active_table(), spec.cell, spec.dtype, spec.input_size, spec.hidden_size, spec.output_size};
 }
 
 }  // namespace hotloop

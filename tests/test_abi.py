@@ -970,7 +970,8 @@ def test_activation_and_probe_refuse(best_isa):
     assert lib.hotloop_activation(0, 0, ffi.NULL, ffi.NULL, 0) == lib.HOTLOOP_OK
     assert (x == 1).all()
     buffer = np.ones(4096, np.uint8)
-    for arguments in [(-1, 0, 0, 4096, 1), (5, 0, 0, 4096, 1), (0, -1, 0, 4096, 1), (0, lib.HOTLOOP_CELL_COUNT, 0, 4096, 1),
+    for arguments in [(-1, 0, 0, 4096, 1), (5, 0, 0, 4096, 1), (0, -1, 0, 4096, 1),
+                      (0, lib.HOTLOOP_CELL_COUNT, 0, 4096, 1),
                       (0, 0, 2, 4096, 1), (0, 0, 0, 0, 1), (0, 0, 0, -1, 1), (0, 0, 0, 4096, -1)]:  # fmt: skip
         assert lib.hotloop_probe(*arguments[:3], Call.address(buffer), *arguments[3:]) < 0, arguments
     assert lib.hotloop_probe(0, 0, 0, ffi.NULL, 4096, 1) < 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ class Problem:
 
     def in_pieces(self, cuts, **options):
         bounds, states, calls = [0, *cuts, len(self.x)], self.states, []
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in pairwise(bounds):
             lengths = np.clip(self.lengths - first, 0, last - first)
             resets = None if self.resets is None else self.piece(self.resets, first, last)
             vjp, states = self.call(self.piece(self.x, first, last), states, lengths, resets, **options)
@@ -173,7 +175,9 @@ def test_flat_pieces(rng):
     wanted, states, calls = problem.whole(), problem.states, []
     for first, last in ((0, 12), (12, STEPS)):
         part = np.clip(problem.lengths - first, 0, last - first)
-        rows = [np.concatenate([one[first : first + n, b] for b, n in enumerate(part)]) for one in (problem.x, problem.grad)]
+        rows = [
+            np.concatenate([one[first : first + n, b] for b, n in enumerate(part)]) for one in (problem.x, problem.grad)
+        ]
         offsets = np.append(0, part.cumsum())
         (_, (h, c)), vjp = hotloop.lstm_vjp(rows[0], *problem.weights, **states, offsets=offsets)
         states = {"h0": h, "c0": c}

@@ -58,7 +58,8 @@ WRONG = {  # the kind of call, what is changed, and the error
     "no layers": ({}, {"layers": 0, "weights": []}, "layers: expected at least 1, got 0"),
     "directions": ({}, {"directions": 3}, "directions: expected 1 or 2, got 3"),
     "bias": ({}, {"bias": False}, "weights: expected 2 tensors (layers = 1, directions = 1, bias = False), got 4"),
-    "cell": ({}, {"cell": "abc"}, "cell: expected one of rnn_tanh, rnn_relu, lstm, gru, gru_reset_before, lstm_projected, got 'abc'"),
+    "cell": ({}, {"cell": "abc"}, "cell: expected one of rnn_tanh, rnn_relu, lstm, gru, gru_reset_before, "
+             "lstm_projected, got 'abc'"),
     "cell of other gates": ({}, {"cell": "gru"}, "weight_ih: expected shape (15, 3), got (20, 3)"),
     "layout": ({}, {"layout": "abc"}, "layout: expected one of time_major, batch_first, unbatched, packed, step, got "
                "'abc'"),

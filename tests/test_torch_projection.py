@@ -30,7 +30,9 @@ def results(module, given, hx, grads):
 @pytest.mark.parametrize("packed", [False, True])
 def test_equal_to_torch(layers, bidirectional, packed, bias):
     for hidden, proj in ((9, 4), (40, 33), (3, 1)):
-        pair = twins("LSTM", 5, hidden, layers, bidirectional=bidirectional, proj_size=proj, bias=bias, dtype=torch.float64)
+        pair = twins(
+            "LSTM", 5, hidden, layers, bidirectional=bidirectional, proj_size=proj, bias=bias, dtype=torch.float64
+        )
         first = layers * (1 + bidirectional)
         x = torch.randn(13, 6, 5, dtype=torch.float64, requires_grad=True)
         hx = [torch.randn(first, 6, size, dtype=torch.float64, requires_grad=True) for size in (proj, hidden)]
@@ -54,7 +56,6 @@ def test_runs_on_the_kernels():
     torch.testing.assert_close(output[:, 0], theirs(x)[0][:, 0])
     with torch.no_grad():
         torch.testing.assert_close(ours(x[:1, :1])[0], theirs(x[:1, :1])[0])
-
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])

@@ -239,12 +239,12 @@ struct BackwardRun {
   int64_t *of_h_n = nullptr, *of_c_n = nullptr, *nowhere = nullptr;
   int64_t *of_x = nullptr, *of_output = nullptr, *of_gates = nullptr, *of_c = nullptr, *of_resets = nullptr,
           *of_grad_output = nullptr, *of_grad_c = nullptr;
-  int64_t* of_grad_x = nullptr;  // in the canonical order
+  int64_t* of_grad_x = nullptr;                         // in the canonical order
   T *stages[kStages<Cell>] = {}, *weight_ih = nullptr;  // pack_by_column: the weights of each stage, and x's
   T* zeros = nullptr;                                   // of a state
   T* carry = nullptr;                                   // [B, H] GRU; an LSTM's is grad_c0
   T *dh_first = nullptr, *dc_first = nullptr;           // sums over the episodes that began with h0, c0
-  T* gradients = nullptr;                      // [chunk rows][row_stride] dG
+  T* gradients = nullptr;                               // [chunk rows][row_stride] dG
   // Of the columns of dG but a projection's, [kGradients*H]; and of x's side, [G*H], where sums of a column begin with two
   // numbers, what is there of bias_ih and of bias_hh.
   T *bias_sums = nullptr, *x_bias_sums = nullptr;
@@ -422,7 +422,8 @@ struct BackwardRun {
     int64_t before = 0;  // gate rows of the stages, one after the other
     each_stage<Cell>([&](auto stage) {
       using Of = decltype(stage);
-      const int64_t units = sizes.template units<Of>(), depth = sizes.template depth<Of>(), of_stage = Of::kGates * units;
+      const int64_t units = sizes.template units<Of>(), depth = sizes.template depth<Of>(),
+                    of_stage = Of::kGates * units;
       if (panels[Of::kIndex]) {
         const int64_t all = J + (Cell::kProjects ? sizes.output : 0);
         const int64_t from = all * index / count - before, to = all * (index + 1) / count - before;
@@ -433,8 +434,8 @@ struct BackwardRun {
       before += of_stage;
     });
     if (x_panels) {
-      weight_gradient(grad(HOTLOOP_WEIGHT_IH), {x_panels, f.input_size, rows}, gradients + Cell::kXSide * H, H, kInOrder,
-                      first, last);
+      weight_gradient(grad(HOTLOOP_WEIGHT_IH), {x_panels, f.input_size, rows}, gradients + Cell::kXSide * H, H,
+                      kInOrder, first, last);
     }
     if (grad(HOTLOOP_BIAS_IH) || grad(HOTLOOP_BIAS_HH)) {
       const int64_t columns = Cell::kGradients * H;
@@ -694,17 +695,15 @@ struct BackwardRows {
       if constexpr (Of::kOperand == Operand::kH) {
         if (step.mask.start != nullptr) {
           panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA {
-            return [h = step.h_before(row), factor = step.mask[row]](auto part, int64_t at) HOTLOOP_LAMBDA {
-              return part.load(h + at) * part.load(factor + at);
-            };
+            return [h = step.h_before(row), factor = step.mask[row]](auto part, int64_t at)
+                       HOTLOOP_LAMBDA { return part.load(h + at) * part.load(factor + at); };
           });
           return;
         }
         panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA { return plain(step.h_before(row)); });
       } else {
-        panels.put(to, share.every, count, [&](int64_t row) HOTLOOP_LAMBDA {
-          return hidden<At<Cell, Of::kIndex - 1>>(step, row);
-        });
+        panels.put(to, share.every, count,
+                   [&](int64_t row) HOTLOOP_LAMBDA { return hidden<At<Cell, Of::kIndex - 1>>(step, row); });
       }
     });
     if (run.x_panels) {
@@ -725,7 +724,8 @@ struct BackwardRows {
     return [=](auto part, int64_t at) HOTLOOP_LAMBDA {
       BackwardUnit<Vector<T>> unit;
       for (int s = 0; s < Stage::kSaves; ++s) unit.saved[s] = part.load(saved + s * H + at);
-      if constexpr (kOfH) unit.operand = factor == nullptr ? part.load(h_prev + at) : part.load(h_prev + at) * part.load(factor + at);
+      if constexpr (kOfH)
+        unit.operand = factor == nullptr ? part.load(h_prev + at) : part.load(h_prev + at) * part.load(factor + at);
       if constexpr (kC) unit.c = part.load(c + at);
       return Stage::hidden(unit);
     };

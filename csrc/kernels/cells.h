@@ -47,20 +47,28 @@ enum class Operand {
 };
 
 // What a stage's functions read beside a, and backward beside saved arrays and d_out. kReadsSaved: forward, of the stages before.
-enum Reads : unsigned { kReadsOut = 1, kReadsOperand = 2, kReadsHPrev = 4, kReadsC = 8, kReadsCarry = 16, kReadsSaved = 32 };
+enum Reads : unsigned {
+  kReadsOut = 1,
+  kReadsOperand = 2,
+  kReadsHPrev = 4,
+  kReadsC = 8,
+  kReadsCarry = 16,
+  kReadsSaved = 32
+};
 
 // What most stages are; others say otherwise.
 struct Stage {
   static constexpr Operand kOperand = Operand::kH;
-  static constexpr int kParameter = HOTLOOP_WEIGHT_HH;  // or HOTLOOP_WEIGHT_HR: output_size units, in which x has no part
-  static constexpr int kFirst = 0;                      // blocks of rows of the parameter before those of its gates
+  static constexpr int kParameter =
+      HOTLOOP_WEIGHT_HH;            // or HOTLOOP_WEIGHT_HR: output_size units, in which x has no part
+  static constexpr int kFirst = 0;  // blocks of rows of the parameter before those of its gates
   // Of its gates the one whose sum starts from h's bias alone, while x's share comes in x_apart. -1: none.
   static constexpr int kApart = -1;
   static constexpr int kSaves = 0;  // arrays, behind those of the stages before
   static constexpr unsigned kForwardReads = 0, kBackwardReads = 0;
-  static constexpr int kGradients = 0;               // the block of dG where its gates begin, ...
-  static constexpr int kGateOf[] = {0, 1, 2, 3};     // ... in this order
-  static constexpr int kGives = 0, kGiven = 0;       // blocks of dG that `backward` gives: from kGives on, kGiven
+  static constexpr int kGradients = 0;            // the block of dG where its gates begin, ...
+  static constexpr int kGateOf[] = {0, 1, 2, 3};  // ... in this order
+  static constexpr int kGives = 0, kGiven = 0;    // blocks of dG that `backward` gives: from kGives on, kGiven
 };
 
 template <class... S>

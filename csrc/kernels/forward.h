@@ -16,10 +16,10 @@ constexpr int64_t kProjectedBytes = 192 * 1024;
 template <class Cell, class T>
 struct PackedWeights {
   static constexpr int kL = kLanes<T>;
-  T* weight_ih;             // pack_by_unit
+  T* weight_ih;              // pack_by_unit
   T* stages[kStages<Cell>];  // the same of the weights of each stage
-  T* bias;                  // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
-  T* bias_apart;            // [block][lane] b_hh of the gate kept apart
+  T* bias;        // [block][G][lane] what the projection starts from: both biases, or b_ih of the gate kept apart
+  T* bias_apart;  // [block][lane] b_hh of the gate kept apart
 
   static HOTLOOP_INLINE PackedWeights carve(Carver& carver, const Sizes& sizes) {
     const int64_t blocks = blocks_of(sizes.hidden, kL), vectors = blocks * Cell::kGates;
@@ -303,7 +303,7 @@ struct ForwardRows {
   const Sequence<const uint8_t> resets;
   const StepRows<const T> h_first, c_first;  // the initial state
   const Episodes<T> episodes;
-  const bool keeps;                    // the projection goes where it is kept
+  const bool keeps;                                  // the projection goes where it is kept
   T *const projected, *const hidden, *const masked;  // of this share
 
   ForwardRows(const ForwardRun<Cell, T>& run, int64_t steps, const hotloop::Share& of)
@@ -470,14 +470,16 @@ struct ForwardRows {
   void finish(int member) const {
     if (end < args.seq_len) return;
     const Elements of_h = elements(run.sizes.output, member), of_c = elements(run.sizes.hidden, member);
-    const size_t h_bytes = (size_t)(of_h.to - of_h.from) * sizeof(T), c_bytes = (size_t)(of_c.to - of_c.from) * sizeof(T);
+    const size_t h_bytes = (size_t)(of_h.to - of_h.from) * sizeof(T),
+                 c_bytes = (size_t)(of_c.to - of_c.from) * sizeof(T);
     for (int64_t row = 0; row < share.count; ++row) {
       const int64_t length = run.rows_of.length(share, row);
       const T* const h = length > 0 ? output.at(length - 1, row) : h_first[row];
       __builtin_memcpy(static_cast<T*>(args.h_n) + run.of_h_n[share.begin + row] + of_h.from, h + of_h.from, h_bytes);
       if (Cell::kHasC && (args.c || length == 0)) {
         const T* const from = length > 0 ? c.at(length - 1, row) : c_first[row];
-        __builtin_memcpy(static_cast<T*>(args.c_n) + run.of_c_n[share.begin + row] + of_c.from, from + of_c.from, c_bytes);
+        __builtin_memcpy(static_cast<T*>(args.c_n) + run.of_c_n[share.begin + row] + of_c.from, from + of_c.from,
+                         c_bytes);
       }
     }
     if (args.lengths == nullptr) return;

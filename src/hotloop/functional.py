@@ -82,9 +82,7 @@ def _vjp(output: Array, c: Array | None, saved: call.Saved | None) -> Callable[.
             "h0": grads.h0 if "h0" in wanted else None,
         }
         found = (
-            Gradients(**given)
-            if kind is Gradients
-            else LSTMGradients(**given, c0=grads.c0 if "c0" in wanted else None)
+            Gradients(**given) if kind is Gradients else LSTMGradients(**given, c0=grads.c0 if "c0" in wanted else None)
         )
         if grads.rows is not None:
             found.rows = grads.rows
@@ -134,8 +132,9 @@ def lstm(
         o = sigmoid(x W_io' + b_io + h W_ho' + b_ho)
 
     The equations are those of torch.nn.LSTM: the LSTM with a forget gate of Gers, Schmidhuber and Cummins,
-    "Learning to Forget" (2000), without peepholes. With `weight_hr`, h' = W_hr (o * tanh(c')), the recurrent projection of
-    Sak, Senior and Beaufays, "Long Short-Term Memory" (2014), and torch's `proj_size`.
+    "Learning to Forget" (2000), without peepholes. With `weight_hr`, h' = W_hr (o * tanh(c')): torch's `proj_size`, the
+    recurrent projection of Sak, Senior and Beaufays, "Long Short-Term Memory Based Recurrent Neural Network
+    Architectures" (2014).
 
     Parameters
     ----------
@@ -149,7 +148,8 @@ def lstm(
     h0, c0 : array (batch_size, hidden_size), optional
         Initial states, zero by default; (hidden_size,) if `x` is unbatched.
     weight_hr : array (proj_size, hidden_size), optional
-        Projects h, whose size is then proj_size: of `h0`, `h_n`, `output`, and the columns of `weight_hh`. That of c stays.
+        Projects h, whose size is then proj_size: that of `h0`, `h_n`, `output` and the columns of `weight_hh`. c keeps
+        hidden_size.
     batch_first : bool
         The layout of `x` and of `output`; both are copy-free.
     reverse : bool
@@ -169,10 +169,11 @@ def lstm(
         What resets put in the place of the state: zeros, also instead of h0 and c0 at the first step; or h0 and c0,
         whose gradients are then sums over the episodes.
     recurrent_mask : array (batch_size, hidden_size), optional
-        Multiplies h of the step before, in the shape of `h0`, wherever a matrix product reads it, the same at every step:
-        variational dropout (Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
-        Networks", 2016), Keras's recurrent_dropout. For a rate p draw 0 with probability p, else 1 / (1 - p). It gets no
-        gradient. What a GRU keeps of h, z * h, is not multiplied.
+        Multiplies h of the step before, in the shape of `h0`, wherever a matrix product reads it, the same at every
+        step: variational dropout (Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent
+        Neural Networks", 2016), Keras's recurrent_dropout. For a rate p draw 0 with probability p, else 1 / (1 - p). It
+        gets no gradient. What a GRU keeps of h, z * h, is not multiplied. The numba backend leaves calls with a mask or
+        with `weight_hr` to the NumPy specification, which is slow.
     return_states : bool
         Also return c of every step. Only an LSTM has it: of a GRU and an RNN the output is every state.
     threads : int, optional
@@ -237,9 +238,9 @@ def lstm(
     ((100, 8, 32), True)
     """
     output, h_n, c_n, c, _ = _run(
-        *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=False, batch_first=batch_first,
-        reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
-        return_states=return_states, threads=threads, out=out, recurrent_mask=recurrent_mask,
+        *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=False,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
+        reset_state=reset_state, return_states=return_states, threads=threads, out=out, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     assert c_n is not None
     return (output, (h_n, c_n)) if c is None else (output, (h_n, c_n), c)
@@ -286,19 +287,21 @@ def lstm_vjp(
         because `vjp` reads them.
     vjp : callable
         ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None, accumulate_into=None) -> LSTMGradients``: the
-        vector-Jacobian product. With `return_states` there is `grad_c` after `grad_c_n`. Upstream gradients have the shapes of the
-        results; absent ones count as zero. The result is a named tuple (x, weight_ih, weight_hh, bias_ih, bias_hh, h0,
-        c0, weight_hr): gradients of absent biases and of an absent weight_hr are None, those of h0 and c0 are always there; `wrt`, an iterable of these
-        names, skips what it does not name (None). It may be called any number of times. `x` and the weights are not
-        copied: do not change them before the last call. States, `lengths`, `offsets` and `resets` are.
+        vector-Jacobian product. With `return_states` there is `grad_c` after `grad_c_n`. Upstream gradients have the
+        shapes of the results; absent ones count as zero. The result is a named tuple (x, weight_ih, weight_hh, bias_ih,
+        bias_hh, h0, c0, weight_hr): gradients of absent parameters are None, those of h0 and c0 are always there;
+        `wrt`, an iterable of these names, skips what it does not name (None). It may be called any number of times. `x`
+        and the weights are not copied: do not change them before the last call. States, `lengths`, `offsets`, `resets`
+        and `recurrent_mask` are.
 
-        `accumulate_into`, the result of another call, has the gradients of weights and biases added to it in place, and
-        its arrays are in the result; those of `x` and of states are new. So the gradients of several batches add up, and
-        a long sequence is trained in pieces: each starts from the state at the end of the one before, and backward goes
-        from the last piece to the first, with the states' gradients of one as `grad_h_n` and `grad_c_n` of the next. The
-        result has the bits of one call over the whole (with the numba backend it is equal up to rounding), for `lengths`,
-        `reverse` and `resets` too, whose pieces are steps in the order of processing. `reset_state="initial"` means the
-        states that a piece starts from. After an error in the middle, as after Ctrl-C, what it holds is undefined.
+        `accumulate_into`, the result of another call, has the gradients of weights and biases added to it in place,
+        and its arrays are in the result; those of `x` and of states are new. So the gradients of several batches add
+        up, and a long sequence is trained in pieces: each starts from the state at the end of the one before, and
+        backward goes from the last piece to the first, with the states' gradients of one as `grad_h_n` and `grad_c_n`
+        of the next. The result has the bits of one call over the whole (with the numba backend it is equal up to
+        rounding), for `lengths`, `reverse` and `resets` too, whose pieces are steps in the order of processing.
+        `reset_state="initial"` means the states that a piece starts from. After an error in the middle, as after
+        Ctrl-C, what it holds is undefined.
 
     Examples
     --------
@@ -321,9 +324,9 @@ def lstm_vjp(
     True
     """
     output, h_n, c_n, c, saved = _run(
-        *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=True, batch_first=batch_first,
-        reverse=reverse, lengths=lengths, offsets=offsets, resets=resets, reset_state=reset_state,
-        return_states=return_states, threads=threads, recurrent_mask=recurrent_mask,
+        *_lstm_weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), x, h0, c0, training=True,
+        batch_first=batch_first, reverse=reverse, lengths=lengths, offsets=offsets, resets=resets,
+        reset_state=reset_state, return_states=return_states, threads=threads, recurrent_mask=recurrent_mask,
     )  # fmt: skip
     assert c_n is not None
     vjp = _vjp(output, c, saved)

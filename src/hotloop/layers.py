@@ -153,7 +153,9 @@ class _Layers(Generic[State]):
         return self._proj_size or self._hidden_size
 
     input_size = property(operator.attrgetter("_input_size"), doc="Features of `x`.")
-    hidden_size = property(operator.attrgetter("_hidden_size"), doc="Features of h before a projection, in each direction.")
+    hidden_size = property(
+        operator.attrgetter("_hidden_size"), doc="Features of h before a projection, in each direction."
+    )
     proj_size = property(operator.attrgetter("_proj_size"), doc="Features of h behind a projection; 0: there is none.")
     num_layers = property(operator.attrgetter("_num_layers"), doc="Layers, each on the output of the one before.")
     bias = property(operator.attrgetter("_bias"), doc="Whether there are biases.")
@@ -179,11 +181,15 @@ class _Layers(Generic[State]):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {"_proj_size": 0} | state | {
-            "_cell": CELLS[state["_cell"]],
-            "_dtype": check_dtype(state["_dtype"]),
-            "_lock": threading.Lock(),
-        }
+        state = (
+            {"_proj_size": 0}
+            | state
+            | {
+                "_cell": CELLS[state["_cell"]],
+                "_dtype": check_dtype(state["_dtype"]),
+                "_lock": threading.Lock(),
+            }
+        )
         parameters = state.pop("_parameters")
         vars(self).update(state)
         self._use({name: frozen(array) for name, array in parameters.items()})
@@ -298,8 +304,9 @@ class _Layers(Generic[State]):
         x : array (seq_len, batch_size, input_size)
             (batch_size, seq_len, input_size) with `batch_first`, (seq_len, input_size) for one unbatched sequence.
         state : array or (array, array), optional
-            h0, for an LSTM (h0, c0), each (num_layers*num_directions, batch_size, hidden_size), or with `proj_size` h0 of that, zero by default;
-            without batch_size if `x` is unbatched. Layers are outermost, forward before reverse.
+            h0, for an LSTM (h0, c0), each (num_layers*num_directions, batch_size, hidden_size), h0 with a projection
+            (..., proj_size); zero by default; without batch_size if `x` is unbatched. Layers are outermost, forward
+            before reverse.
         lengths, offsets
             Sequences of several lengths, padded or, with ``offsets=np.append(0, lengths.cumsum())``, one behind the
             other, as in `hotloop.lstm`: then `x` is (total, input_size), `output` (total, num_directions*hidden_size),
@@ -394,13 +401,13 @@ class _Layers(Generic[State]):
             As from a call, but with dropout; (output, state, c) with `return_states`. `output` and `c` are read-only,
             because `vjp` reads them.
         vjp : callable
-            ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None, accumulate_into=None) -> LayerGradients``
-            (grad_c_n: LSTM only; with `return_states` there is `grad_c` after it; `x` is not copied: do not change it before the last
-            call): a named tuple of the gradients of x, of state (h0, or (h0, c0)), and of the parameters, a dict by the
-            names of `state_dict()`. Upstream gradients have the shapes of the results; absent ones count as zero.
-            `wrt`, an iterable of "x", "state" and names of parameters, skips what it does not name. It may be called
-            any number of times. `accumulate_into`, the result of another call, has the gradients of parameters added to
-            it in place, as in `hotloop.lstm_vjp`.
+            ``vjp(grad_output=None, grad_h_n=None, grad_c_n=None, *, wrt=None, accumulate_into=None) ->
+            LayerGradients`` (grad_c_n: LSTM only; with `return_states` there is `grad_c` after it; `x` is not copied:
+            do not change it before the last call): a named tuple of the gradients of x, of state (h0, or (h0, c0)),
+            and of the parameters, a dict by the names of `state_dict()`. Upstream gradients have the shapes of the
+            results; absent ones count as zero. `wrt`, an iterable of "x", "state" and names of parameters, skips what
+            it does not name. It may be called any number of times. `accumulate_into`, the result of another call, has
+            the gradients of parameters added to it in place, as in `hotloop.lstm_vjp`.
 
         Raises
         ------
@@ -446,7 +453,10 @@ class _Layers(Generic[State]):
             given = accumulate_into.parameters
             into = call.Into(
                 [
-                    [{name: given.get(f"{name}{suffix}") for name in self._cell.names} for suffix in self._suffixes(layer)]
+                    [
+                        {name: given.get(f"{name}{suffix}") for name in self._cell.names}
+                        for suffix in self._suffixes(layer)
+                    ]
                     for layer in range(self._num_layers)
                 ],
                 accumulate_into.rows,
@@ -572,8 +582,8 @@ class LSTM(_Layers[tuple[Array, Array]]):
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
         As in `RNN`.
     proj_size : int
-        Where it is not 0, weight_hr projects h to so many features: those of `output`, `h_n` and h0, in each direction. It
-        is smaller than hidden_size, which stays the size of c.
+        Where it is not 0, weight_hr projects h to so many features: those of `output`, `h_n` and h0, in each direction.
+        It is smaller than hidden_size, which stays the size of c.
 
     Raises
     ------

@@ -58,8 +58,8 @@ def lstm_backward(i: Any, f: Any, g: Any, o: Any, c_prev: Any, c: Any, dh: Any, 
     return da_i, da_f, da_g, da_o, dc_prev
 
 
-# LSTM with projection (Sak, Senior, Beaufays, "Long Short-Term Memory Based Recurrent Neural Network Architectures", 2014,
-# without the non-recurrent projection): the h above is m, and h' = W_hr m. It has no equations of its own.
+# LSTM with projection (Sak, Senior, Beaufays, "Long Short-Term Memory Based Recurrent Neural Network Architectures",
+# 2014, without the non-recurrent projection): the h above is m, and h' = W_hr m. It has no equations of its own.
 
 
 # GRU, reset after the product (Cho et al., "Learning Phrase Representations", 2014, in the form of cuDNN and PyTorch):

@@ -399,7 +399,9 @@ def _gru_reset_before_back(
         b = _row(row)
         for j in range(units):
             reset_h[t, b, j] = gates[t, b, 0, j] * h_prev[t, b, j]
-            d[t, b, 0, j], d_operand = gru_reset_before_backward_reset(gates[t, b, 0, j], h_prev[t, b, j], dreset_h[b, j])
+            d[t, b, 0, j], d_operand = gru_reset_before_backward_reset(
+                gates[t, b, 0, j], h_prev[t, b, j], dreset_h[b, j]
+            )
             dh[b, j] += d_operand
     add_product(dh, 0, flat, 0, weight, 0, 0, 2 * units, units)
 

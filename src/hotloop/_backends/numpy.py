@@ -61,7 +61,8 @@ FUNCTIONS = cells.Functions(np.tanh, sigmoid, relu)
 
 def _stages(weights: Weights) -> list[tuple[str, str | None, slice, int]]:
     """Of each stage: its parameter, the bias, the rows of both, and how many gates they are."""
-    stages, first = [], 0
+    stages: list[tuple[str, str | None, slice, int]] = []
+    first = 0
     for _, parameter, gates in weights.cell.stages:
         if parameter != "weight_hh":
             stages.append((parameter, None, slice(None), gates))

@@ -200,7 +200,9 @@ def run(
     """
     given, dtype, planned = x, stack.dtype, stack.plans[training]
     if planned is not None:
-        before, of_threads, first, flat, x_shape, of_output, states, c_states, saved_shapes, prepared, empty, _ = planned
+        before, of_threads, first, flat, x_shape, of_output, states, c_states, saved_shapes, prepared, empty, _ = (
+            planned
+        )
     if (
         planned is None or not plain(x, dtype, x_shape) or before is not settings.current
         or of_threads is not threads or first is not batch_first or flat is not (offsets is not None)
@@ -483,7 +485,9 @@ def _dense_backward(
     return Downstream(grad_x, grad_h0, grad_c0, [[grads]], None)
 
 
-def make_vjp(run: Callable[[Upstream, Iterable[str] | None, Any], Any], has_c: bool, every_c: bool) -> Callable[..., Any]:
+def make_vjp(
+    run: Callable[[Upstream, Iterable[str] | None, Any], Any], has_c: bool, every_c: bool
+) -> Callable[..., Any]:
     """The function that users call, with the arguments that a cell has; `grad_c` where c of every step was returned."""
     vjp = (_vjp_of_states if every_c else _vjp_of_lstm if has_c else _vjp_without_c)(run)
     vjp.__qualname__ = "vjp"

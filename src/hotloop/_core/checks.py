@@ -74,12 +74,12 @@ def check_weights(cell: Cell, *arrays: Any) -> Weights:
     checked: list[Array | None] = []
     for parameter in cell.parameters:
         array, shape = given[parameter.name], parameter.shape(cell, input_size, hidden_size, output_size)
-        if array is not None or parameter.operand is not None:
-            if not plain(array, dtype, shape):
-                array = as_array(parameter.name, array, dtype)
-                if array.shape != shape:
-                    raise unexpected(parameter.name, array, _rule(cell, parameter), shape)
-                array = np.ascontiguousarray(array)
+        absent = array is None and parameter.operand is None
+        if not absent and not plain(array, dtype, shape):
+            array = as_array(parameter.name, array, dtype)
+            if array.shape != shape:
+                raise unexpected(parameter.name, array, _rule(cell, parameter), shape)
+            array = np.ascontiguousarray(array)
         checked.append(array)
     return Weights(cell, dtype, input_size, hidden_size, output_size, tuple(checked))
 
@@ -225,8 +225,10 @@ def check_out(
     return out
 
 
-def check_accumulated(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], others: Sequence[Any]) -> None:
-    """The array that gradients of this parameter are added to: contiguous, and apart from `others`, such as the inputs."""
+def check_accumulated(
+    name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], others: Sequence[Any]
+) -> None:
+    """The array that gradients of this parameter are added to: contiguous, and apart from `others`, as the inputs."""
     argument = f"accumulate_into: {name}"
     if array is None:
         raise ValueError(f"{argument}: expected an array, since {name} is in wrt, got None")

@@ -122,8 +122,8 @@ def run_forward(
 ) -> list[list[Forward]]:
     """Fill output, h_n and, where they are there, c_n and c, both of the last layer.
 
-    Weights, and what was packed of them, are by layer and direction; `marks` by direction; states
-    and `recurrent_mask` [layers*directions, B, H]; the first direction runs from the last step where `reverse` says so. In training, returns
+    Weights, and what was packed of them, are by layer and direction; `marks` by direction; states and `recurrent_mask`
+    [layers*directions, B, *]; the first direction runs from the last step where `reverse` says so. In training, returns
     what backward needs, by layer and direction. With dropout, x of the upper layers is there what `drop` is given: it
     can be made again, and is as large as the output it is made of.
     """

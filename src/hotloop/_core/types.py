@@ -67,8 +67,8 @@ class Cell:
         return "weight_hr" in self.names
 
     def saved_shapes(self, *lead: int, hidden_size: int) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-        """The shapes of what training saves, of sequences that begin with the sizes `lead`: of `gates`, its saved arrays
-        side by side, and of c. None: a cell that has no such array.
+        """The shapes of what training saves, of sequences that begin with the sizes `lead`: of `gates`, the saved
+        arrays side by side, and of c. None: a cell that has no such array.
         """
         gates = (*lead, len(self.saved) * hidden_size) if self.saved else None
         return gates, (*lead, hidden_size) if self.has_c else None
@@ -255,8 +255,8 @@ class Backend(Protocol):
         weights_wanted: bool, threads: int, executor: Any = None, accumulate: bool = False,
     ) -> Run | None:  # fmt: skip
         """The same for backward: `run(x, h0, c0, output, gates, c, resets, grad_output, grad_h_n, grad_c_n, grad_x,
-        grad_h0, grad_c0, accumulate, *grad_parameters)`, these in the order of the cell's table. `accumulate`: whether they
-        may be added to.
+        grad_h0, grad_c0, accumulate, *grad_parameters)`, these in the order of the cell's table; with `accumulate`, as
+        the call was prepared, they are added to.
         """
 
     def fingerprint(self, arrays: Sequence[Array]) -> Callable[[], tuple[int, int]] | None:
@@ -288,7 +288,6 @@ class Options(TypedDict, total=False):
 
 
 class _Gradients(NamedTuple):
-
     x: Array | None
     weight_ih: Array | None
     weight_hh: Array | None
@@ -304,7 +303,6 @@ class Gradients(_Gradients):
 
 
 class _LSTMGradients(NamedTuple):
-
     x: Array | None
     weight_ih: Array | None
     weight_hh: Array | None

@@ -17,7 +17,15 @@ import torch
 from .._core import memory as _memory
 from .._core import settings
 from .._core import stack as _stack
-from .._core.checks import check_grad_sequence, check_ragged, check_resets, check_sequence, check_state, check_threads, width_rule
+from .._core.checks import (
+    check_grad_sequence,
+    check_ragged,
+    check_resets,
+    check_sequence,
+    check_state,
+    check_threads,
+    width_rule,
+)
 from .._core.dropout import drop
 from .._core.types import (
     LAYERS_STATE_RULE,
@@ -347,9 +355,13 @@ class Call:
         )  # fmt: skip
         grads = [
             check_grad_sequence(
-                name, _taken(_optional(grad), rows.gather), layout, (*sequence.shape[:2], directions * size),
-                f"num_directions*{rule}", dtype,
-            )  # fmt: skip
+                name,
+                _taken(_optional(grad), rows.gather),
+                layout,
+                (*sequence.shape[:2], directions * size),
+                f"num_directions*{rule}",
+                dtype,
+            )
             for name, grad, size, rule in (
                 ("grad_output", grad_output, self.output_size, width_rule(self.cell)),
                 ("grad_c", grad_c, self.hidden_size, "hidden_size"),

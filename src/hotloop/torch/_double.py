@@ -287,9 +287,7 @@ class _Stack:
             sequence, self.active, self.index = _padded(call, self.rows, x)
         self.states = call.states(sequence.shape[1])
         self.masks = [_Masks(self.rows, direction, self.active) for direction in range(call.directions)]
-        h0, c0 = (
-            None if one is None else one.reshape(shape) for one, shape in zip((h0, c0), self.states, strict=True)
-        )
+        h0, c0 = (None if one is None else one.reshape(shape) for one, shape in zip((h0, c0), self.states, strict=True))
         self.each = len(call.names) * call.directions
         self.layers: list[list[_Recurrence]] = []
         self.dropped: list[Any] = []
@@ -501,9 +499,7 @@ class _Stack:
                     results[i] = _added(results[i], torch.where(masks.empty, end, 0.0))
         return results
 
-    def _scan(
-        self, one: _Recurrence, jacobian: _Jacobian, h: Tensor, c: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _scan(self, one: _Recurrence, jacobian: _Jacobian, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The gradients of the states of every step, with what comes to them from the steps after."""
         if one.weights is None:
             return _scan(True, one.reverse, jacobian, h, c)

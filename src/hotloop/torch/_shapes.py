@@ -138,9 +138,7 @@ def check_saved(
     of_h_n, of_c_n = states(call, batch_size, call.output_size), states(call, batch_size, call.hidden_size)
     there = (True, True, cell.has_c, call.return_states)
     names = ("grad_output", "grad_h_n", "grad_c_n", "grad_c")
-    for name, grad, shape, has in zip(
-        names, upstream, (shapes.output, of_h_n, of_c_n, shapes.c), there, strict=True
-    ):
+    for name, grad, shape, has in zip(names, upstream, (shapes.output, of_h_n, of_c_n, shapes.c), there, strict=True):
         if grad is not None:
             if not has:
                 raise TypeError(f"{name}: expected None (the call has no such result), got {tuple(grad.shape)}")
