@@ -176,6 +176,7 @@ def test_torch_problems_and_their_goals_do_not_change():
         "gru-training-T100-B1-I8-H32-torch": 30,
         "rnn-training-T1000-B32-I8-H64-torch": 4,
         "lstm-training-T200-B32-I64-H128-packed-torch": 5,
+        "lstm-training-T128-B8-I64-H128-P64-torch": 3,
         "lstm-inference-T1-B32-I64-H128-cell": 1.5,
         "gru-inference-T1-B32-I64-H128-cell": 1.5,
     }

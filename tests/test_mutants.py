@@ -259,7 +259,9 @@ def test_check_names_what_does_not_apply(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "csrc").mkdir()
-    (tmp_path / "csrc" / "cells.h").write_text("struct Lstm {\n  void backward() { carry = dc * f; }\n};\n")
+    (tmp_path / "csrc" / "cells.h").write_text(
+        "struct Lstm {\n  struct Update {\n    void backward() { carry = dc * f; }\n  };\n};\n"
+    )
     command = [sys.executable, tmp_path / "tools" / "run_mutants.py", "--check", "--only"]
 
     def check(*names):
@@ -268,6 +270,7 @@ def test_check_names_what_does_not_apply(tmp_path):
     good, bad = check("lstm-dc-not-gated"), check("lstm-dc-not-gated", "lstm-da-g", "gru-dx-n")
     assert (good.returncode, good.stdout) == (0, "1 mutants apply to the sources, 0 do not\n")
     assert bad.returncode == 1
-    assert "lstm-da-g: `fnma(g, g, one)` occurs 0 times in Lstm::backward (csrc/cells.h:2)\n" in bad.stdout
-    assert "gru-dx-n: the anchor was not found: no function, class or macro is named Gru::backward\n" in bad.stdout
+    assert "lstm-da-g: `fnma(g, g, one)` occurs 0 times in Lstm::Update::backward (csrc/cells.h:3)\n" in bad.stdout
+    missing = "gru-dx-n: the anchor was not found: no function, class or macro is named Gru::Update::backward\n"
+    assert missing in bad.stdout
     assert bad.stdout.endswith("1 mutants apply to the sources, 2 do not\n")

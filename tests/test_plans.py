@@ -70,6 +70,12 @@ def test_packed_in_backward(cell, best_isa):
     assert call.run_backward() == lib.HOTLOOP_BAD_ARGUMENT
 
 
+def test_accumulate_not_planned(cell, best_isa):
+    call = Call(Case(cell, "float32"))
+    call.struct.accumulate = 1
+    assert call.run_backward() == lib.HOTLOOP_BAD_ARGUMENT
+
+
 def test_one_weight_not_planned(cell, best_isa):
     for name in ("grad_weight_ih", "grad_weight_hh"):
         call = Call(Case(cell, "float32"))

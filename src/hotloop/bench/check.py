@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional
-from .._core.types import PARAMETERS, Array
+from .._core.types import CELLS, Array
 from ..layers import GRU, LSTM, RNN
 from .problems import Problem
 
@@ -56,15 +56,15 @@ class Inputs:
 
     @property
     def recurrences(self) -> list[tuple[Array, ...]]:
-        """The four parameters of every layer and direction, in the order in which functions take them."""
-        arrays, count = list(self.parameters.values()), len(PARAMETERS)
+        """The parameters of every layer and direction, in the order in which functions take them."""
+        arrays, count = list(self.parameters.values()), len({name.partition("_l")[0] for name in self.parameters})
         return [tuple(arrays[start : start + count]) for start in range(0, len(arrays), count)]
 
 
 def make_inputs(problem: Problem, seed: int = 0) -> Inputs:
     """Draw the arrays of a problem: weights uniform in +-1/sqrt(H), as torch initialises them, the others normal."""
     rng = np.random.default_rng(seed)
-    rows, hidden = problem.gates * problem.hidden_size, problem.hidden_size
+    cell, hidden = CELLS[problem.cell_key], problem.hidden_size
     bound = 1 / math.sqrt(hidden)
 
     def uniform(*shape: int) -> Array:
@@ -73,11 +73,11 @@ def make_inputs(problem: Problem, seed: int = 0) -> Inputs:
     parameters: dict[str, Array] = {}
     for layer, size in enumerate(problem.input_sizes):
         for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: problem.directions]:
-            arrays = uniform(rows, size), uniform(rows, hidden), uniform(rows), uniform(rows)
-            parameters |= {f"{name}{suffix}": array for name, array in zip(PARAMETERS, arrays, strict=True)}
+            for one in cell.parameters:
+                parameters[f"{one.name}{suffix}"] = uniform(*one.shape(cell, size, hidden, problem.output_size))
     steps, batch = problem.seq_len, problem.batch_size
     x = rng.standard_normal((steps, batch, problem.input_size), np.float32).astype(problem.dtype)
-    shape = steps, batch, problem.directions * hidden
+    shape = steps, batch, problem.directions * problem.output_size
     grad_output = rng.standard_normal(shape, np.float32).astype(problem.dtype)
     # Episodes begin at the same steps whatever the cell and dtype.
     begins = np.random.default_rng((seed, steps, batch)).random((steps, batch)) < problem.resets
@@ -127,8 +127,11 @@ def make_layer(problem: Problem, inputs: Inputs) -> LSTM | GRU | RNN:
 def name_states(problem: Problem, state: Any) -> dict[str, Array]:
     """Name the states after the last step, h_n or (h_n, c_n) of one layer and direction or of all: [L*D, B, H] each."""
     arrays = state if problem.cell == "lstm" else (state,)
-    shape = -1, problem.batch_size, problem.hidden_size
-    return {name: np.asarray(array).reshape(shape) for name, array in zip(STATES, arrays, strict=False)}
+    sizes = problem.output_size, problem.hidden_size
+    return {
+        name: np.asarray(array).reshape(-1, problem.batch_size, size)
+        for name, array, size in zip(STATES, arrays, sizes, strict=False)
+    }
 
 
 def run_ours(problem: Problem, inputs: Inputs, grad_output: Array | None, threads: int) -> dict[str, Array]:
@@ -148,12 +151,15 @@ def run_ours(problem: Problem, inputs: Inputs, grad_output: Array | None, thread
         assert found.x is not None
         return {"output": output, **name_states(problem, state), "x": found.x, **found.parameters}
     (weights,) = inputs.recurrences
+    if problem.proj_size:
+        options["weight_hr"] = weights[-1]
+        weights = weights[:-1]
     if problem.mode == "inference":
         output, state = getattr(functional, problem.cell)(inputs.x, *weights, **options)
         return {"output": output, **name_states(problem, state)}
     (output, state), vjp = getattr(functional, f"{problem.cell}_vjp")(inputs.x, *weights, **options)
     grads = vjp(gradient)
-    named = {f"{name}_l0": getattr(grads, name) for name in PARAMETERS}
+    named = {f"{name}_l0": getattr(grads, name) for name in CELLS[problem.cell_key].names}
     return {"output": output, **name_states(problem, state), "x": grads.x, **named}
 
 

@@ -165,6 +165,7 @@ def torch_module(torch: Any, problem: Problem, inputs: Inputs) -> Any:
             num_layers=problem.num_layers,
             bidirectional=problem.bidirectional,
             dtype=dtype,
+            **({"proj_size": problem.proj_size} if problem.proj_size else {}),  # of which a GRU knows nothing
         )
     names = module.state_dict()  # a cell's are without _l0
     module.load_state_dict(

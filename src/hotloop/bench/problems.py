@@ -51,6 +51,8 @@ class Problem:
     dtype : {"float32", "float64"}
     why : str
         What the problem stands for.
+    proj_size : int
+        Features of h behind a projection, P; 0: there is none. Only of an LSTM that is a layer of torch.nn.
     """
 
     cell: CellName
@@ -67,6 +69,7 @@ class Problem:
     resets: float = 0.0
     module: Module = ""
     goal: float = 0.0
+    proj_size: int = 0
 
     @property
     def name(self) -> str:
@@ -77,10 +80,12 @@ class Problem:
     def words(self) -> tuple[str, ...]:
         """Shape, layers, directions, lengths, resets, module and dtype.
 
-        A word each: "T100", "B1", "I8", "H32", "L2", "bi", "ragged" (in torch "packed"), "resets5%", "torch" (a layer
-        of torch.nn) or "cell" (a cell of torch.nn), "float64".
+        A word each: "T100", "B1", "I8", "H32", "P16" (a projection), "L2", "bi", "ragged" (in torch "packed"),
+        "resets5%", "torch" (a layer of torch.nn) or "cell" (a cell of torch.nn), "float64".
         """
         words = [f"T{self.seq_len}", f"B{self.batch_size}", f"I{self.input_size}", f"H{self.hidden_size}"]
+        if self.proj_size:
+            words.append(f"P{self.proj_size}")
         if self.num_layers > 1:
             words.append(f"L{self.num_layers}")
         if self.bidirectional:
@@ -98,7 +103,12 @@ class Problem:
     @property
     def cell_key(self) -> str:
         """The name of the cell inside the package, where the RNN's nonlinearity is part of it."""
-        return "rnn_tanh" if self.cell == "rnn" else self.cell
+        return "rnn_tanh" if self.cell == "rnn" else "lstm_projected" if self.proj_size else self.cell
+
+    @property
+    def output_size(self) -> int:
+        """Features of h: H, or P behind a projection."""
+        return self.proj_size or self.hidden_size
 
     @property
     def gates(self) -> int:
@@ -112,8 +122,8 @@ class Problem:
 
     @property
     def input_sizes(self) -> tuple[int, ...]:
-        """The features that each layer reads: I, and D H of the layer below."""
-        return (self.input_size, *[self.directions * self.hidden_size] * (self.num_layers - 1))
+        """The features that each layer reads: I, and D H (or D P) of the layer below."""
+        return (self.input_size, *[self.directions * self.output_size] * (self.num_layers - 1))
 
     @property
     def is_judged(self) -> bool:
@@ -152,10 +162,12 @@ class Problem:
     def flops(self) -> int:
         """Multiplications and additions of the matrix products.
 
-        2 G H (I + H) for every token, layer and direction, I being what that layer reads; three times that in training.
+        2 G H (I + H) for every token, layer and direction, I being what that layer reads (with a projection
+        2 G H (I + P) + 2 H P); three times that in training.
         """
-        columns = sum(size + self.hidden_size for size in self.input_sizes)
-        forward = 2 * self.tokens * self.directions * self.gates * self.hidden_size * columns
+        columns = sum(size + self.output_size for size in self.input_sizes)
+        weights = self.gates * self.hidden_size * columns + self.num_layers * self.hidden_size * self.proj_size
+        forward = 2 * self.tokens * self.directions * weights
         return forward * (3 if self.mode == "training" else 1)
 
     def as_dict(self) -> dict[str, Any]:
@@ -296,6 +308,7 @@ _STEPS: tuple[tuple[CellName, Shape, float, str], ...] = (
 TORCH = (
     *(replace(_named(cell, "training", shape, why), module="layer", goal=goal) for cell, shape, goal, why in _STEPS),
     replace(_named("lstm", "training", _PADDED, RAGGED_ROWS), lengths="uniform", module="layer", goal=5.0),
+    replace(_named("lstm", "training", (128, 8, 64, 128), SERIES), proj_size=64, module="layer", goal=3.0),
     *(
         replace(_named(cell, "inference", (1, 32, 64, 128), SERVING), module="cell", goal=1.5)
         for cell in _GATED
@@ -395,6 +408,7 @@ TORCH_SMOKE = (
     *(replace(_named(cell, "inference", (1, 3, 5, 9), _TINY), module="cell") for cell in CELL_NAMES),
     *(replace(_named(cell, "training", (6, 3, 5, 9), _TINY), lengths="uniform", module="layer") for cell in _GATED),
     Problem("lstm", "training", 6, 2, 5, 9, "float64", _TINY, 2, True, module="layer"),
+    replace(_named("lstm", "training", (6, 3, 5, 9), _TINY), proj_size=4, module="layer"),
 )  # fmt: skip
 
 GROUPS: dict[str, tuple[Problem, ...]] = {
