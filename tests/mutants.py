@@ -5438,7 +5438,7 @@ STAGES = [
         "dh if mask is None else dh * mask",
         "dh",
         "the specification's dh is not masked",
-        "tests/test_recurrent_mask.py -k by_difference",
+        "tests/test_recurrent_mask.py -k as_specified",
     ),
     Mutant(
         "double-projection-passed",

@@ -122,7 +122,7 @@ def test_pieces_on_other_backends(kind, backend, ragged, rng, monkeypatch):
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_are_added_in_place(rng):
+def test_gradients_are_added_in_place(isa, rng):
     """Of parameters; the other ones are new. What is there may be anything, and biases need not be the same."""
     problem = Problem(rng, "gru", np.float64)
     vjp, _ = problem.call(problem.x, problem.states, None, None)

@@ -642,7 +642,8 @@ struct BackwardRows {
     // Rows of this step, and those that come to it from the one after; the others end here, or with the chunk before.
     const int64_t continued = s < run.s1 - 1 ? run.rows_of.active(share, s + 1) : 0;
     const int64_t count = s >= run.s0 ? run.rows_of.active(share, s) : continued;
-    Blocks slice = Blocks{0, blocks_of(units, kL)}.slice(member, members);
+    Blocks slice{0, blocks_of(units, kL)};
+    if (members > 1) slice = slice.slice(member, members);
     slice.descending = s % 2 != 0;
     BackwardStep<T> step{};
     step.row_stride = run.row_stride * share.every;

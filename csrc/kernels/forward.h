@@ -342,7 +342,8 @@ struct ForwardRows {
 
   // A member's blocks of so many units.
   HOTLOOP_INLINE Blocks slice(int64_t units, int member) const {
-    return Blocks{0, blocks_of(units, kLanes<T>)}.slice(member, members);
+    const Blocks all{0, blocks_of(units, kLanes<T>)};
+    return members == 1 ? all : all.slice(member, members);  // two divisions less a step
   }
 
   // All of it, on this thread.
@@ -469,7 +470,8 @@ struct ForwardRows {
   // After the last step: h_n and c_n, of each row at its own end, and zeros behind it.
   void finish(int member) const {
     if (end < args.seq_len) return;
-    const Elements of_h = elements(run.sizes.output, member), of_c = elements(run.sizes.hidden, member);
+    const Elements of_h = elements(run.sizes.output, member);
+    const Elements of_c = Cell::kProjects ? elements(run.sizes.hidden, member) : of_h;
     const size_t h_bytes = (size_t)(of_h.to - of_h.from) * sizeof(T),
                  c_bytes = (size_t)(of_c.to - of_c.from) * sizeof(T);
     for (int64_t row = 0; row < share.count; ++row) {
