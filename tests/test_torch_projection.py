@@ -28,7 +28,7 @@ def results(module, given, hx, grads):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("packed", [False, True])
-def test_equal_to_torch(layers, bidirectional, packed, bias):
+def test_equal_to_torch(layers, bidirectional, packed, bias, isa):
     for hidden, proj in ((9, 4), (40, 33), (3, 1)):
         pair = twins(
             "LSTM", 5, hidden, layers, bidirectional=bidirectional, proj_size=proj, bias=bias, dtype=torch.float64
