@@ -472,7 +472,10 @@ def _dense_backward(
     weights = stack.weights[0][0]
     accumulate = grads is not None
     if grads is None:
-        grads = {name: np.empty(array.shape, dtype) for name, array in weights.named.items() if name in names}
+        pairs = zip(stack.cell.names, weights.arrays, strict=True)
+        grads = {
+            name: np.empty(array.shape, dtype) for name, array in pairs if array is not None and name in names
+        }  # fmt: skip
     grad_x = planned.empty(planned.x_shape, dtype) if x_wanted else None
     grad_h0 = np.empty(states, dtype)
     grad_c0 = None if c_states is None else np.empty(c_states, dtype)
