@@ -4767,8 +4767,8 @@ PLANS = [
     Mutant(
         "calls-bias-gradients-swapped",
         "backward",
-        "a[14 + i]",
-        "a[14 + (i == HOTLOOP_BIAS_IH ? HOTLOOP_BIAS_HH : i == HOTLOOP_BIAS_HH ? HOTLOOP_BIAS_IH : i)]",
+        "a[13 + i]",
+        "a[13 + (i == HOTLOOP_BIAS_IH ? HOTLOOP_BIAS_HH : i == HOTLOOP_BIAS_HH ? HOTLOOP_BIAS_IH : i)]",
         "gradients of biases exchanged",
         "tests/test_backends.py -k 'test_specification and gru'",
     ),

@@ -84,7 +84,15 @@ struct Stages {
   }
 };
 
-struct RnnTanh {
+// What most cells are; others say otherwise.
+struct Recurrence {
+  static constexpr int kXSide = 0;          // the block of dG where the gates that x has a part in begin
+  static constexpr bool kHasC = false;      // as an LSTM
+  static constexpr bool kCarriesH = false;  // a part of h reaches the next step without passing a product
+  static constexpr bool kProjects = false;  // h is a product of weight_hr
+};
+
+struct RnnTanh : Recurrence {
   struct Update : Stage {
     static constexpr int kGates = 1, kGiven = 1;
     static constexpr unsigned kBackwardReads = kReadsOut;
@@ -100,11 +108,10 @@ struct RnnTanh {
     }
   };
   using List = Stages<Update>;
-  static constexpr int kGates = 1, kGradients = 1, kXSide = 0;
-  static constexpr bool kHasC = false, kCarriesH = false, kProjects = false;
+  static constexpr int kGates = 1, kGradients = 1;
 };
 
-struct RnnRelu {
+struct RnnRelu : Recurrence {
   struct Update : Stage {
     static constexpr int kGates = 1, kGiven = 1;
     static constexpr unsigned kBackwardReads = kReadsOut;
@@ -119,11 +126,10 @@ struct RnnRelu {
     }
   };
   using List = Stages<Update>;
-  static constexpr int kGates = 1, kGradients = 1, kXSide = 0;
-  static constexpr bool kHasC = false, kCarriesH = false, kProjects = false;
+  static constexpr int kGates = 1, kGradients = 1;
 };
 
-struct Lstm {
+struct Lstm : Recurrence {
   struct Update : Stage {
     static constexpr int kGates = 4, kSaves = 4, kGiven = 4;
     static constexpr unsigned kForwardReads = kReadsC, kBackwardReads = kReadsC | kReadsCarry;
@@ -156,12 +162,12 @@ struct Lstm {
     }
   };
   using List = Stages<Update>;
-  static constexpr int kGates = 4, kGradients = 4, kXSide = 0;
-  static constexpr bool kHasC = true, kCarriesH = false, kProjects = false;
+  static constexpr int kGates = 4, kGradients = 4;
+  static constexpr bool kHasC = true;
 };
 
 // h is a product of weight_hr and what is h of an LSTM, m.
-struct LstmProjected {
+struct LstmProjected : Recurrence {
   struct Gates : Lstm::Update {
     template <class V>
     static HOTLOOP_INLINE V hidden(const BackwardUnit<V>& unit) {
@@ -182,12 +188,12 @@ struct LstmProjected {
     }
   };
   using List = Stages<Gates, Project>;
-  static constexpr int kGates = 4, kGradients = 4, kXSide = 0;
-  static constexpr bool kHasC = true, kCarriesH = false, kProjects = true;
+  static constexpr int kGates = 4, kGradients = 4;
+  static constexpr bool kHasC = true, kProjects = true;
 };
 
 // Reset after the product: q, h's share of gate n, is kept apart, because r multiplies it alone. dG: dq, da_r, da_z, dx_n.
-struct Gru {
+struct Gru : Recurrence {
   struct Update : Stage {
     static constexpr int kGates = 3, kApart = 2, kSaves = 4, kGiven = 4;
     static constexpr int kGateOf[] = {2, 0, 1};
@@ -219,11 +225,11 @@ struct Gru {
   };
   using List = Stages<Update>;
   static constexpr int kGates = 3, kGradients = 4, kXSide = 1;
-  static constexpr bool kHasC = false, kCarriesH = true, kProjects = false;
+  static constexpr bool kCarriesH = true;
 };
 
 // Reset before the product: r multiplies h, and gate n multiplies the result.
-struct GruResetBefore {
+struct GruResetBefore : Recurrence {
   struct Reset : Stage {
     static constexpr int kGates = 2, kSaves = 2, kGiven = 1;
     static constexpr unsigned kForwardReads = kReadsOperand, kBackwardReads = kReadsOperand | kReadsCarry;
@@ -270,8 +276,8 @@ struct GruResetBefore {
     }
   };
   using List = Stages<Reset, Update>;
-  static constexpr int kGates = 3, kGradients = 3, kXSide = 0;
-  static constexpr bool kHasC = false, kCarriesH = true, kProjects = false;
+  static constexpr int kGates = 3, kGradients = 3;
+  static constexpr bool kCarriesH = true;
 };
 
 // What follows from the lists.

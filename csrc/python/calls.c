@@ -82,11 +82,11 @@ static void* address(PyObject* argument) {
   return PyLong_AsVoidPtr(argument);
 }
 
-enum { kSizes = 11, kMostArrays = 14 + HOTLOOP_PARAMETER_COUNT };
+enum { kSizes = 12, kMostArrays = 13 + HOTLOOP_PARAMETER_COUNT };
 
 /* What a call of one recurrence begins with: whatever keeps the rest alive, the plan's address, the weights (the address of a
    struct, or a tuple of the parameters), the executor's address, seq_len, batch_size, input_size, hidden_size, output_size,
-   batch_first, the workspace. */
+   batch_first, accumulate, the workspace. */
 typedef struct {
   const hotloop_plan* plan;
   const hotloop_executor* executor;
@@ -133,8 +133,8 @@ static int parse(dense_call* call, const char* name, PyObject* const* args, Py_s
   buffers->resets_stride_b = rows_b;
   buffers->c_stride_t = batch_size * hidden_size;
   buffers->c_stride_b = hidden_size;
-  call->workspace = address(args[10]);
-  if (PyArray_Check(args[10])) call->workspace_bytes = PyArray_SIZE((PyArrayObject*)args[10]);
+  call->workspace = address(args[11]);
+  if (PyArray_Check(args[11])) call->workspace_bytes = PyArray_SIZE((PyArrayObject*)args[11]);
   for (Py_ssize_t i = kSizes; i < count; ++i) call->arrays[i - kSizes] = address(args[i]);
   return PyErr_Occurred() ? -1 : 0;
 }
@@ -168,7 +168,7 @@ static PyObject* forward(PyObject* module, PyObject* const* args, Py_ssize_t cou
 static PyObject* backward(PyObject* module, PyObject* const* args, Py_ssize_t count) {
   (void)module;
   dense_call call;
-  if (parse(&call, "backward", args, count, 14, kMostArrays) != 0) return NULL;
+  if (parse(&call, "backward", args, count, 13, kMostArrays) != 0) return NULL;
   void* const* const a = call.arrays;
   hotloop_buffers* const from = &call.buffers;
   hotloop_gradients to = {0};
@@ -178,8 +178,8 @@ static PyObject* backward(PyObject* module, PyObject* const* args, Py_ssize_t co
   to.grad_output_stride_t = from->output_stride_t, to.grad_output_stride_b = from->output_stride_b;
   to.grad_x_stride_t = from->x_stride_t, to.grad_x_stride_b = from->x_stride_b;
   to.grad_h0 = a[11], to.grad_c0 = a[12];
-  to.accumulate = args[kSizes + 13] == Py_True;
-  for (int i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) to.grad_parameters[i] = a[14 + i]; /* NULL behind the last one */
+  to.accumulate = args[10] == Py_True;
+  for (int i = 0; i < HOTLOOP_PARAMETER_COUNT; ++i) to.grad_parameters[i] = a[13 + i]; /* NULL behind the last one */
   return run(&call, &to);
 }
 

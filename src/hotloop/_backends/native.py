@@ -152,7 +152,7 @@ def _prepared(
     given = (
         (plan, packed, executor), plan.address, weights.arrays if packed is None else packed.address,
         0 if executor is None else _address(executor), *sizes[:2], weights.input_size, weights.hidden_size,
-        weights.output_size, batch_first,
+        weights.output_size, batch_first, uses & _ACCUMULATE != 0,
     )  # fmt: skip
     size = plan.workspace_bytes
     if size == 0:

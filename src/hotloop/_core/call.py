@@ -470,7 +470,6 @@ def _dense_backward(
         grad_c_n = _state(stack, planned, "grad_c_n", grad_c_n, planned.sizes.batch_size)
     assert saved.arrays is not None
     weights = stack.weights[0][0]
-    accumulate = grads is not None
     if grads is None:
         pairs = zip(stack.cell.names, weights.arrays, strict=True)
         grads = {
@@ -480,7 +479,7 @@ def _dense_backward(
     grad_h0 = np.empty(states, dtype)
     grad_c0 = None if c_states is None else np.empty(c_states, dtype)
     prepared(
-        *saved.arrays, grad_output, grad_h_n, grad_c_n, grad_x, grad_h0, grad_c0, accumulate,
+        *saved.arrays, grad_output, grad_h_n, grad_c_n, grad_x, grad_h0, grad_c0,
         *map(grads.get, stack.cell.names),
     )  # fmt: skip
     if not states_wanted:

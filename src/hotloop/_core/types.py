@@ -255,8 +255,8 @@ class Backend(Protocol):
         weights_wanted: bool, threads: int, executor: Any = None, accumulate: bool = False,
     ) -> Run | None:  # fmt: skip
         """The same for backward: `run(x, h0, c0, output, gates, c, resets, grad_output, grad_h_n, grad_c_n, grad_x,
-        grad_h0, grad_c0, accumulate, *grad_parameters)`, these in the order of the cell's table; with `accumulate`, as
-        the call was prepared, they are added to.
+        grad_h0, grad_c0, *grad_parameters)`, these in the order of the cell's table. With `accumulate` they are added
+        to.
         """
 
     def fingerprint(self, arrays: Sequence[Array]) -> Callable[[], tuple[int, int]] | None:

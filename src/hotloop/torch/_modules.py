@@ -308,7 +308,9 @@ class _Layers(_Recurrent):
         _update_flat_weights: Any
 
     def _cell(self) -> Cell | None:
-        return LSTM_PROJECTED if self.proj_size else CELLS.get(_MODES.get(self.mode, ""))
+        if self.proj_size:
+            return LSTM_PROJECTED if self.mode == "LSTM" else None
+        return CELLS.get(_MODES.get(self.mode, ""))
 
     def _own(self) -> list[Any] | None:
         parameters, given = self._parameters, self._flat_weights
@@ -416,7 +418,7 @@ class _Layers(_Recurrent):
                 if indices is not None and indices.dtype is not torch.int64:
                     return f"{name} of {indices.dtype}"
         if self._cell() is None:
-            return f"proj_size = {self.proj_size}"
+            return f"mode = {self.mode!r}, proj_size = {self.proj_size}"
         if not isinstance(x, Tensor):
             return f"input of type {type(x).__name__}"
         tensors = self._own() or self._others()
@@ -505,7 +507,7 @@ class LSTM(_Layers, torch.nn.LSTM):
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        As in torch.nn.LSTM.  Dropout draws its seed from torch's
+        As in torch.nn.LSTM. Dropout draws its seed from torch's
         generator, so torch.manual_seed decides what is dropped; but it is not what torch.nn.LSTM would drop.
 
     Raises

@@ -107,7 +107,7 @@ def backward(
     run(
         x.data_ptr(), _address(h0), _address(c0), output.data_ptr(), saved[0].data_ptr() if cell.saved else None,
         saved[1].data_ptr() if cell.has_c else None, None, *map(_address, grads), *[None] * (3 - len(grads)), grad_x,
-        grad_h0, grad_c0, False, *map(of_weights.get, cell.names),
+        grad_h0, grad_c0, *map(of_weights.get, cell.names),
     )  # fmt: skip
     results = [grad_x, grad_h0 if wanted[1] else None, grad_c0 if wanted[2] else None, *of_weights.values()]
     return [None if array is None else to_tensor(array) for array in results]
